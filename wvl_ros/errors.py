@@ -1,0 +1,36 @@
+"""The package's own exceptions: each carries one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class WvlError(Exception):
+    """Base of every error that a user can mend. The command line prints its sentence and exits with 2."""
+
+
+class UnknownNameError(WvlError):
+    """A task, world, policy, camera or the like that does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"There is no {kind} called '{name}'; choose one of: {', '.join(sorted(known))}.")
+
+
+class ActionError(WvlError):
+    """An action that cannot be executed: wrong length or not a number."""
+
+
+class ObservationError(WvlError):
+    """An observation that cannot be used: a missing camera, a wrong encoding, size or step."""
+
+
+class EpisodeError(WvlError):
+    """A recorded episode that cannot be read or that contradicts itself."""
+
+
+class CheckpointError(WvlError):
+    """Weights that are missing, damaged or of another architecture."""
+
+
+class ConfigError(WvlError):
+    """A setting out of its range or an unknown key in a YAML file."""
