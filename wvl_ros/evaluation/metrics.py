@@ -1,0 +1,50 @@
+"""Measures of images and of yes/no predictions. LPIPS, FID and FVD need networks that are not shipped: not computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+_WINDOW = 11
+_SIGMA = 1.5
+
+
+def psnr(images: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Peak signal-to-noise ratio in dB, (N,), of images (N, H, W, 3) uint8; equal images give 100."""
+    error = np.square(images.astype(np.float32) - truth.astype(np.float32)).mean(axis=(1, 2, 3), dtype=np.float64)
+    return np.minimum(100.0, 10 * np.log10(255.0**2 / np.maximum(error, 1e-10)))
+
+
+def ssim(images: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Structural similarity (N,) of images (N, H, W, 3) uint8: Gaussian window, sigma 1.5, 11 pixels, mean over colours.
+
+    Wang et al. 2004; equals scikit-image with gaussian_weights=True, use_sample_covariance=False up to the border.
+    """
+    x, y = (torch.from_numpy(np.ascontiguousarray(a)).permute(0, 3, 1, 2).float() / 255 for a in (images, truth))
+    axis = torch.arange(_WINDOW) - _WINDOW // 2
+    line = torch.exp(-(axis.float() ** 2) / (2 * _SIGMA**2))
+    line = line / line.sum()
+    channels = x.shape[1]
+
+    def blur(a: Tensor) -> Tensor:
+        a = F.conv2d(a, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+        return F.conv2d(a, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return np.asarray(value.mean((1, 2, 3)), dtype=np.float64)
+
+
+def area_under_curve(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float | None:
+    """Probability that a positive scores above a negative (ties count half); None when one kind is missing."""
+    high, low = scores[positive], scores[~positive]
+    if not len(high) or not len(low):
+        return None
+    ordered = np.sort(low)
+    below = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
+    return float(below.mean() / (2 * len(low)))

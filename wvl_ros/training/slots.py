@@ -1,0 +1,103 @@
+"""Free push-forward: a training batch whose slots are running rollouts.
+
+The training pass's own prediction becomes the slot's next history frame, so the model learns to go on from its own frames at no
+extra cost. A slot ends at random (on average after `rollout_length` frames) or with its episode and starts anew at a true frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wvl_ros.training.frame_cache import FrameCache
+
+_TENSORS = ("episode", "index", "ended", "last", "first", "kinematics", "first_kinematics", "calibrated")
+
+
+@dataclass
+class SlotSettings:
+    """How slots start and end. See `WorldModelTraining` for the meaning of each."""
+
+    batch: int
+    history_noise: float
+    start_share: float
+    end_share: float
+    uncalibrated_share: float
+
+
+class Slots:
+    """B slots over the episodes of a cache.
+
+    Attributes:
+        episode, index: (B,) where a slot is: its last frame is frame `index` of `episode`, true or imagined.
+        last, first: (B, C, G, G) frames. kinematics, first_kinematics: packed (B, 39). calibrated: (B,).
+    """
+
+    def __init__(self, cache: FrameCache, settings: SlotSettings, generator: torch.Generator, weights: Tensor) -> None:
+        """`weights` (E,): how often an episode is drawn, relative to the others; those without a second frame never are."""
+        batch = settings.batch
+        self.cache, self.settings, self.generator = cache, settings, generator
+        self.weights = torch.where(cache.frame_count > 1, weights, torch.zeros_like(weights)).double()
+        grid, channels = cache.frames.shape[1], cache.frames.shape[3]
+        self.episode = torch.zeros(batch, dtype=torch.long)
+        self.index = torch.zeros(batch, dtype=torch.long)
+        self.ended = torch.ones(batch, dtype=torch.bool)
+        self.last = torch.zeros(batch, channels, grid, grid).contiguous(memory_format=torch.channels_last)
+        self.first = self.last.clone(memory_format=torch.preserve_format)
+        self.kinematics = torch.zeros(batch, cache.kinematics.shape[1])
+        self.first_kinematics = self.kinematics.clone()
+        self.calibrated = torch.zeros(batch)
+
+    def refill(self) -> None:
+        """Starts every ended slot at a true frame of a random episode."""
+        rows = self.ended.nonzero()[:, 0]
+        n = len(rows)
+        if n == 0:
+            return
+        cache, settings = self.cache, self.settings
+        episode = torch.multinomial(self.weights, n, replacement=True, generator=self.generator)
+        transitions = cache.frame_count[episode] - 1
+        index = (self._uniform(n) * transitions).long().clamp(max=transitions - 1)
+        draw = self._uniform(n)
+        index = torch.where(draw < settings.start_share, torch.zeros_like(index), index)
+        late = transitions - 1 - (self._uniform(n) * 4).long()
+        index = torch.where(draw > 1 - settings.end_share, late.clamp(min=0), index)
+        # The anchor is mostly the episode's first frame, sometimes a later one (a rollout may start anywhere).
+        anchor = torch.where(self._uniform(n) < 0.7, torch.zeros_like(index), (self._uniform(n) * (index + 1)).long())
+        noise = settings.history_noise * self._uniform(n) * (self._uniform(n) < 0.5)
+        last = cache.frame(episode, index)
+        last = last + noise[:, None, None, None] * torch.randn(last.shape, generator=self.generator)
+        self.episode[rows], self.index[rows] = episode, index
+        self.last[rows], self.first[rows] = last, cache.frame(episode, anchor)
+        self.kinematics[rows] = cache.kinematics[cache.step(episode, index)]
+        self.first_kinematics[rows] = cache.kinematics[cache.step(episode, anchor)]
+        known = self._uniform(n) >= settings.uncalibrated_share
+        self.calibrated[rows] = cache.calibrated[episode] * known
+        self.ended[rows] = False
+
+    def going_on(self, rollout_length: float) -> Tensor:
+        """(B,) bool: the slots that continue after the coming frame."""
+        lasts = self._uniform(len(self.index)) < 1 - 1 / max(1.0, rollout_length)
+        return lasts & (self.index + 2 < self.cache.frame_count[self.episode])
+
+    def advance(self, going_on: Tensor, frame: Tensor, kinematics: Tensor) -> None:
+        """Takes over the model's frames and kinematics where a slot goes on, ends the others."""
+        self.last = torch.where(going_on[:, None, None, None], frame.detach().clamp(-1, 1), self.last)
+        self.kinematics = torch.where(going_on[:, None], kinematics.detach(), self.kinematics)
+        self.index = torch.where(going_on, self.index + 1, self.index)
+        self.ended = ~going_on
+
+    def state(self) -> dict[str, Tensor]:
+        """All that `restore` needs."""
+        return {f"slots.{name}": getattr(self, name) for name in _TENSORS}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Puts back what `state` gave."""
+        for name in _TENSORS:
+            value = tensors[f"slots.{name}"]
+            setattr(self, name, value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value)
+
+    def _uniform(self, n: int) -> Tensor:
+        return torch.rand(n, generator=self.generator)

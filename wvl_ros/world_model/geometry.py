@@ -1,0 +1,126 @@
+"""What calibrated cameras tell: where the gripper must appear, where the table is, and how the wrist view moves with the arm.
+
+Optional: a camera without calibration gives maps of zeros and its images unwarped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wvl_ros.errors import ConfigError
+from wvl_ros.world_model.kinematics import TCP_OFFSET, Kinematics
+
+MAPS_PER_VIEW = 4
+_HALF_OPENING = 0.04  # m, of the Franka hand's fingers
+_PALM = 0.06  # m behind the TCP
+_TABLE_CENTER = (0.5, 0.0)
+_MARKER_WIDTH = 0.8  # grid cells
+_NEAREST = 0.05  # m in front of the camera; nearer points are drawn at this depth
+
+
+class CameraGeometry(nn.Module):
+    """Maps and warps of three cameras: two fixed ones, then the one on the wrist.
+
+    Args:
+        cameras: three calibrations or None each, in the order of the views: `position` (3,) m, `rotation` (3, 3) with MuJoCo's
+            camera axes as columns (x right, y up, looks along -z), `fovy_deg`, `parent` 'base' or 'flange'.
+        grid: patches along a side. size: pixels along a side.
+
+    Raises:
+        ConfigError: a calibration that lacks a field, or a fixed camera on the flange and the like.
+    """
+
+    def __init__(self, cameras: list[Mapping[str, Any] | None], grid: int, size: int) -> None:
+        super().__init__()
+        self.grid, self.size = grid, size
+        self.known = [camera is not None for camera in cameras]
+        self.focal: list[float] = []
+        for view, camera in enumerate(cameras):
+            parent = "flange" if view == 2 else "base"
+            if camera is None:
+                position, rotation, focal = torch.zeros(3), torch.eye(3), 1.0
+            else:
+                try:
+                    position = torch.tensor(camera["position"], dtype=torch.float32)
+                    rotation = torch.tensor(camera["rotation"], dtype=torch.float32)
+                    focal = 0.5 / math.tan(math.radians(float(camera["fovy_deg"])) / 2)  # in image heights
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ConfigError(f"The calibration of camera {view} cannot be used: {error}.") from error
+                if camera.get("parent") != parent:
+                    raise ConfigError(f"Camera {view} must be fixed to the {parent}, not to '{camera.get('parent')}'.")
+            self.focal.append(focal)
+            self.register_buffer(f"position_{view}", position, persistent=False)
+            self.register_buffer(f"rotation_{view}", rotation, persistent=False)
+        for n in {grid, size}:
+            axis = (torch.arange(n) + 0.5) / n - 0.5
+            y, x = torch.meshgrid(axis, axis, indexing="ij")
+            rays = torch.stack([x / self.focal[2], -y / self.focal[2], -torch.ones_like(x)], -1)
+            self.register_buffer(f"rays_{n}", rays.reshape(-1, 3), persistent=False)
+            self.register_buffer(f"pixels_{n}", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)
+
+    def maps(self, k: Kinematics) -> Tensor:
+        """(B, 3, 4, G, G): markers of palm, two fingertips and floor shadow in the fixed views, table coordinates in the wrist's."""
+        batch = len(k.position)
+        points = _gripper_points(k)
+        maps = [self._markers(view, points) if self.known[view] else self._blank(points) for view in (0, 1)]
+        if self.known[2]:
+            table = (self._table(k, self.grid) - points.new_tensor(_TABLE_CENTER)) * 3
+            table = table.clamp(-2, 2).view(batch, self.grid, self.grid, 2).permute(0, 3, 1, 2)
+            maps.append(torch.cat([table, table.abs()], 1))
+        else:
+            maps.append(self._blank(points))
+        return torch.stack(maps, 1)
+
+    def warp(self, image: Tensor, taken: Kinematics, seen: Kinematics) -> Tensor:
+        """Wrist images (B, C, S, S) taken at one configuration as they would look from another, by the table's plane (z = 0)."""
+        if not self.known[2]:
+            return image
+        table = F.pad(self._table(seen, self.size), (0, 1))
+        position, rotation = self._wrist(taken)
+        local = (table - position[:, None]) @ rotation
+        depth = -local[..., 2:]
+        place = torch.cat([local[..., :1], -local[..., 1:2]], -1) * self.focal[2] / depth.clamp(min=0.02) * 2
+        place = torch.where(depth > 0.02, place, torch.full_like(place, 3.0)).clamp(-3, 3)
+        grid = place.view(len(image), self.size, self.size, 2)
+        return F.grid_sample(image, grid, align_corners=False, padding_mode="border")
+
+    def project(self, view: int, points: Tensor) -> Tensor:
+        """Pixels (B, N, 2) from the centre, in image heights (x right, y down), of points (B, N, 3) of the base in a fixed view."""
+        local = (points - self.get_buffer(f"position_{view}")) @ self.get_buffer(f"rotation_{view}")
+        place = torch.cat([local[..., :1], -local[..., 1:2]], -1)
+        return place * self.focal[view] / (-local[..., 2:]).clamp(min=_NEAREST)
+
+    def _markers(self, view: int, points: Tensor) -> Tensor:
+        gap = self.project(view, points)[:, :, None] - self.get_buffer(f"pixels_{self.grid}")
+        square = (gap * gap).sum(-1) * self.grid**2
+        return torch.exp(-square / (2 * _MARKER_WIDTH**2)).unflatten(2, (self.grid, self.grid))
+
+    def _blank(self, points: Tensor) -> Tensor:
+        return points.new_zeros(len(points), MAPS_PER_VIEW, self.grid, self.grid)
+
+    def _wrist(self, k: Kinematics) -> tuple[Tensor, Tensor]:
+        position = k.position + k.rotation @ self.get_buffer("position_2")
+        return position, k.rotation @ self.get_buffer("rotation_2")
+
+    def _table(self, k: Kinematics, n: int) -> Tensor:
+        """(B, n * n, 2) m: where each wrist pixel's ray meets the table; rays above the horizon are bent down to it."""
+        position, rotation = self._wrist(k)
+        rays = self.get_buffer(f"rays_{n}") @ rotation.transpose(1, 2)
+        reach = -position[:, None, 2] / rays[..., 2].clamp(max=-0.08)
+        return (position[:, None] + reach[..., None] * rays)[..., :2]
+
+
+def _gripper_points(k: Kinematics) -> Tensor:
+    """(B, 4, 3) m: palm, both fingertips, and the TCP's shadow on the table."""
+    state = k.state()
+    tcp, x, z = state[:, :3], state[:, 3:6], state[:, 6:9]
+    half = torch.cross(z, x, dim=1) * (_HALF_OPENING * (1 - k.gripper).clamp(0, 1))
+    shadow = torch.cat([tcp[:, :2], torch.zeros_like(tcp[:, :1])], 1)
+    palm = k.position + z * (TCP_OFFSET - _PALM)
+    return torch.stack([palm, tcp + half, tcp - half, shadow], 1)
