@@ -57,7 +57,9 @@ class World(gymnasium.Env[Observation, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode. The same seed and options give the same episode."""
+        """Starts an episode. The same seed and options give the same episode (subclasses call this to seed `np_random`)."""
+        super().reset(seed=seed)
+        return {}, {}
 
     @abstractmethod
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

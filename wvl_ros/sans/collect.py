@@ -1,0 +1,89 @@
+"""Collects tabletop episodes of every outcome: good ones, near-successes, plain failures and wandering."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from wvl_ros.sans.episode import Episode
+from wvl_ros.worlds.droid import CAMERAS
+from wvl_ros.worlds.experts import Expert, Skill, Wanderer, make_expert
+from wvl_ros.worlds.tabletop import TabletopWorld
+from wvl_ros.worlds.tasks import TASKS
+
+MODES = ("good", "misplace", "early_release", "hold", "misgrasp", "noisy", "wander")
+_SHARES = (0.36, 0.22, 0.07, 0.03, 0.18, 0.09, 0.05)
+
+
+def draw_skill(rng: np.random.Generator) -> tuple[str, Skill]:
+    """One of `MODES` and its knobs: about a third successes, a third near-successes, a third plain failures."""
+    mode = str(rng.choice(MODES, p=_SHARES))
+    speed = float(rng.uniform(0.35, 0.6))
+    noise, drift = float(rng.uniform(0.0, 0.1)), float(rng.choice([0.0, 0.05, 0.1]))
+    if mode == "good":
+        return mode, Skill(noise, drift / 2, 0.004 * rng.random(), 0.02 * rng.random(), speed=speed)
+    if mode == "misplace":
+        return mode, Skill(noise, drift, 0.004, float(rng.uniform(0.03, 0.13)), speed=speed)
+    if mode == "early_release":
+        return mode, Skill(noise, drift, 0.004, 0.02 * rng.random(), release=int(rng.integers(12, 34)), speed=speed)
+    if mode == "hold":
+        return mode, Skill(noise, drift, 0.004, hold=True, speed=speed)
+    if mode == "misgrasp":
+        return mode, Skill(noise, drift, float(rng.uniform(0.012, 0.035)), 0.02 * rng.random(), speed=speed)
+    return mode, Skill(float(rng.uniform(0.25, 0.6)), 0.15, 0.01, 0.03, speed=speed)
+
+
+def collect_episode(
+    world: TabletopWorld, task: str, seed: int, skill: Skill | None = None, steps: int = 60, mode: str = ""
+) -> Episode:
+    """Runs a scripted expert for `steps` control steps and keeps everything.
+
+    Args:
+        world: the tabletop; its `image_stride` becomes the episode's.
+        task, seed: what to reset it to. The same seed gives the same episode.
+        skill: the expert's knobs; None draws a mode of `MODES` from the seed.
+        steps: length. The episode goes on after a success, so that the world model sees what success looks like.
+        mode: recorded in `extra` when the skill is given.
+    """
+    observation, info = world.reset(seed=seed, options={"task": task})
+    if skill is None:
+        mode, skill = draw_skill(np.random.default_rng([seed, list(TASKS).index(task)]))
+        if task == "sweep":  # seven balls take their time
+            skill = replace(skill, speed=skill.speed + 0.15, noise=skill.noise / 2, goal_bias=skill.goal_bias / 2)
+    expert: Expert = Wanderer(world, skill, seed) if mode == "wander" else make_expert(world, skill, seed)
+    stride = world.image_stride
+    images: dict[str, list[np.ndarray]] = {camera: [observation[camera]] for camera in CAMERAS}
+    states = [(observation["joint_position"], observation["cartesian_position"], observation["gripper_position"])]
+    commanded_start = info["commanded_pose"]
+    actions, rewards, labels = [], [], []
+    outcome = ""
+    for step in range(1, steps + 1):
+        action = expert.act()
+        labels.append(expert.label.copy())
+        observation, reward, terminated, _, info = world.step(action)
+        if terminated:
+            outcome = "success"
+        actions.append(info["commanded_pose"])
+        rewards.append(reward)
+        states.append((observation["joint_position"], observation["cartesian_position"], observation["gripper_position"]))
+        if step % stride == 0:
+            for camera in CAMERAS:
+                images[camera].append(observation[camera])
+    joints, poses, grippers = (np.stack(column) for column in zip(*states, strict=True))
+    return Episode(
+        images={camera: np.stack(stack) for camera, stack in images.items()},
+        joint_position=joints,
+        cartesian_position=poses,
+        gripper_position=grippers,
+        action=np.stack(actions),
+        reward=np.array(rewards, np.float32),
+        task=task,
+        instruction=info["instruction"],
+        outcome=outcome or ("near_success" if world.near else "failure"),
+        source="expert/tabletop",
+        episode_id=f"{task}_{seed:07d}",
+        image_stride=stride,
+        commanded_start=commanded_start,
+        extra={"seed": seed, "variant": info["variant"], "mode": mode, "label": np.round(labels, 5).tolist()},
+    )
