@@ -44,3 +44,14 @@ def load_source(text: str) -> Episode | None:
         f"There is no episode at '{text}'; give a bag (a folder with metadata.yaml), an episode file (*.safetensors), a DROID "
         f"episode (a folder with annotation.json), '{EXAMPLE}' for the shipped one, or '' for a fresh reset."
     )
+
+
+def source_text(source: str, start: int) -> str:
+    """How a source and its start are written in one text: 'droid@30', or 'droid' for start 0."""
+    return f"{source}@{start}" if source and start else source
+
+
+def split_source(text: str) -> tuple[str, int]:
+    """The source and the start in what `source_text` wrote."""
+    source, at, start = text.rpartition("@")
+    return (source, int(start)) if at and start.isdigit() else (text, 0)
