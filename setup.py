@@ -1,7 +1,7 @@
 """The pip path: runs the CMakeLists.txt that colcon runs and puts its install tree into the wheel.
 
-colcon never reads this file, because package.xml says ament_cmake. An editable install (`pip install -e .`) writes the
-generated `wvl_ros/msg`, `srv` and `action` beside our modules (git ignores them) and the libraries into the environment.
+colcon never reads this file, because package.xml says ament_cmake. An editable install (`pip install -e .`) writes
+the generated `wvl_ros/msg`, `srv` and `action` beside our modules (git ignores them) and the libraries into the venv.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def run_cmake(work: Path) -> Path:
     """Configures, builds and installs into `work/install`; incremental as long as the environment stays the same."""
     prefixes = ros_prefixes()
     if not prefixes:
-        raise SystemExit("No ROS 2 found: source a ROS 2 install, or run `make setup`, which installs the ros-* wheels.")
+        raise SystemExit(
+            "No ROS 2 found: source a ROS 2 install, or run `make setup`, which installs the ros-* wheels."
+        )
     tree = work / "install"
     environment = os.pathsep.join([sys.executable, *prefixes])
     stamp = work / "environment.txt"

@@ -1,0 +1,1 @@
+"""Commands of `wvl` that belong to no other part."""
