@@ -1,0 +1,62 @@
+"""The fixed exploration noise of an action chunk, with exact log-probabilities.
+
+A policy that samples each action on its own trembles; one that samples a slow offset explores. The noise is Gaussian,
+fixed, and correlated inside a chunk: in the basis of the discrete cosine transform over time the constant component has a
+larger deviation than the others. Log-probabilities are given per action, by the chain rule: of action t given those before it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from scipy.fft import idct
+from torch import Tensor
+
+
+class ChunkNoise:
+    """Sampling and log-probability of a chunk: Gaussian around a mean (B, T, 6), Bernoulli for the gripper (B, T)."""
+
+    def __init__(
+        self, steps: int, offset_std: float = 0.04, ripple_std: float = 0.02, gripper_temperature: float = 0.3
+    ) -> None:
+        """Sets the deviations at temperature 1.
+
+        Args:
+            steps: T, actions in a chunk.
+            offset_std: standard deviation of the offset common to all actions, in normalised velocity.
+            ripple_std: standard deviation of each other cosine component, spread over the chunk.
+            gripper_temperature: the gripper's logit is divided by it.
+        """
+        basis = idct(np.eye(steps), axis=0, norm="ortho")
+        deviations = np.array([offset_std * math.sqrt(steps)] + [ripple_std] * (steps - 1))
+        covariance = (basis * deviations**2) @ basis.T
+        self.factor = torch.from_numpy(np.linalg.cholesky(covariance)).float()
+        self.gripper_temperature = gripper_temperature
+
+    def sample(self, mean: Tensor, gripper: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+        """Actions (B, T, 7) around `mean` (B, T, 6) and gripper logits (B, T), clipped to the action space.
+
+        The temperature scales the Gaussian's deviation and divides the gripper's logit.
+        """
+        white = torch.randn(mean.shape, generator=generator)
+        body = mean + temperature * torch.einsum("ts,bsd->btd", self.factor, white)
+        closed = torch.rand(gripper.shape, generator=generator) < self._gripper_probability(gripper, temperature)
+        return torch.cat([body.clamp(-1, 1), closed[..., None].float()], -1)
+
+    def log_prob(self, mean: Tensor, gripper: Tensor, actions: Tensor, temperature: float) -> Tensor:
+        """Log-probability (B, T) of each action given those before it; differentiable in mean and logits.
+
+        A clipped action counts with the density of the unclipped Gaussian at its value, the same before and after an update.
+        """
+        factor = self.factor * temperature
+        distance = torch.linalg.solve_triangular(factor, actions[..., :6] - mean, upper=False)
+        body = -0.5 * (distance**2).sum(-1) - 6 * (factor.diagonal().log() + 0.5 * math.log(2 * math.pi))
+        logits = gripper / (self.gripper_temperature * temperature)
+        closed = -F.binary_cross_entropy_with_logits(logits, actions[..., 6], reduction="none")
+        return body + closed
+
+    def _gripper_probability(self, gripper: Tensor, temperature: float) -> Tensor:
+        return (gripper / (self.gripper_temperature * temperature)).sigmoid()
