@@ -7,11 +7,11 @@ flange (panda_link8) xyz in m, then extrinsic xyz Euler angles in rad. The gripp
 from __future__ import annotations
 
 import logging
+import math
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.transform import Rotation
 
 from wvl_ros.errors import ActionError, UnknownNameError
 from wvl_ros.worlds import kinematics
@@ -93,15 +93,33 @@ def action_bounds(space: str) -> tuple[Array, Array]:
 
 
 def euler_to_matrix(euler: ArrayLike) -> Array:
-    """Rotation (..., 3, 3) of extrinsic xyz Euler angles (..., 3) in rad."""
+    """Rotation (..., 3, 3) of extrinsic xyz Euler angles (..., 3) in rad: Rz(yaw) Ry(pitch) Rx(roll)."""
     euler = np.asarray(euler, float)
-    matrix = Rotation.from_euler("xyz", euler.reshape(-1, 3)).as_matrix()
-    return matrix.reshape(*euler.shape[:-1], 3, 3)
+    (cr, cp, cy), (sr, sp, sy) = np.moveaxis(np.cos(euler), -1, 0), np.moveaxis(np.sin(euler), -1, 0)
+    rows = (
+        (cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr),
+        (sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr),
+        (-sp, cp * sr, cp * cr),
+    )
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
 
 
 def matrix_to_euler(matrix: ArrayLike) -> Array:
-    """Extrinsic xyz Euler angles (3,) in rad of one rotation (3, 3)."""
-    return np.asarray(Rotation.from_matrix(np.asarray(matrix, float)).as_euler("xyz"))
+    """Extrinsic xyz Euler angles (3,) in rad of one rotation (3, 3); at gimbal lock the yaw is 0."""
+    m = np.asarray(matrix, float)
+    level = math.hypot(m[0, 0], m[1, 0])
+    if level > 1e-7:
+        return np.array([math.atan2(m[2, 1], m[2, 2]), math.atan2(-m[2, 0], level), math.atan2(m[1, 0], m[0, 0])])
+    return np.array([math.atan2(-m[1, 2], m[1, 1]), math.atan2(-m[2, 0], level), 0.0])
+
+
+def rotvec_to_matrix(rotvec: ArrayLike) -> Array:
+    """Rotation (3, 3) of a rotation vector (3,) in rad (Rodrigues' formula)."""
+    x, y, z = vector = np.asarray(rotvec, float)
+    angle = math.sqrt(vector @ vector)
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    first, second = (1.0, 0.5) if angle < 1e-8 else (math.sin(angle) / angle, (1.0 - math.cos(angle)) / angle**2)
+    return np.asarray(np.eye(3) + first * cross + second * (cross @ cross))
 
 
 def forward_kinematics(joints: ArrayLike) -> Array:
@@ -130,8 +148,8 @@ def move_pose(pose: ArrayLike, velocity: ArrayLike) -> Array:
     pose, velocity = np.asarray(pose, float), np.asarray(velocity, float)
     linear = velocity[:3] / max(1.0, float(np.linalg.norm(velocity[:3]))) * MAX_LINEAR_DELTA
     angular = velocity[3:6] / max(1.0, float(np.linalg.norm(velocity[3:6]))) * MAX_ROTATION_DELTA
-    turned = Rotation.from_rotvec(angular) * Rotation.from_euler("xyz", pose[3:6])
-    return np.concatenate([pose[:3] + linear, turned.as_euler("xyz")])
+    turned = rotvec_to_matrix(angular) @ euler_to_matrix(pose[3:6])
+    return np.concatenate([pose[:3] + linear, matrix_to_euler(turned)])
 
 
 def limit_pose(pose: ArrayLike, previous: ArrayLike) -> Array:

@@ -5,6 +5,8 @@ Denavit-Hartenberg parameters (Craig's convention) as published in Franka's robo
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,59 +24,65 @@ _COS_ALPHA = np.cos(_ALPHA)
 _SIN_ALPHA = np.sin(_ALPHA)
 _EYE6 = np.eye(6)
 
+# The seven link transforms without their joint angles, and the flange as an eighth.
+_LINKS = np.zeros((8, 4, 4))
+_LINKS[:, 3, 3] = 1.0
+_LINKS[:7, 0, 3] = _A
+_LINKS[:7, 1, 2] = -_SIN_ALPHA
+_LINKS[:7, 2, 2] = _COS_ALPHA
+_LINKS[:7, 1, 3] = -_SIN_ALPHA * _D
+_LINKS[:7, 2, 3] = _COS_ALPHA * _D
+_LINKS[7, :3, :3] = np.eye(3)
+_LINKS[7, 2, 3] = _FLANGE
 
-def _frames(joints: Array) -> tuple[Array, Array, Array]:
-    """Joint frames of one configuration: rotation (3, 3) and position (3,) of the last, axes and origins (2, 7, 3)."""
+
+def _frames(joints: Array) -> Array:
+    """The poses (8, 4, 4) of the seven joints and the flange in the base frame. Joint i turns about its own z axis."""
     cos_q, sin_q = np.cos(joints), np.sin(joints)
-    rotation = np.eye(3)
-    position = np.zeros(3)
-    axes = np.empty((2, 7, 3))
-    for i in range(7):
-        ca, sa = _COS_ALPHA[i], _SIN_ALPHA[i]
-        position = position + rotation @ (_A[i], -sa * _D[i], ca * _D[i])
-        local = np.array(
-            [
-                [cos_q[i], -sin_q[i], 0.0],
-                [sin_q[i] * ca, cos_q[i] * ca, -sa],
-                [sin_q[i] * sa, cos_q[i] * sa, ca],
-            ]
-        )
-        rotation = rotation @ local
-        axes[0, i] = rotation[:, 2]
-        axes[1, i] = position
-    return rotation, position + rotation[:, 2] * _FLANGE, axes
+    frames = _LINKS.copy()
+    links = frames[:7]
+    links[:, 0, 0], links[:, 0, 1] = cos_q, -sin_q
+    links[:, 1, 0], links[:, 1, 1] = sin_q * _COS_ALPHA, cos_q * _COS_ALPHA
+    links[:, 2, 0], links[:, 2, 1] = sin_q * _SIN_ALPHA, cos_q * _SIN_ALPHA
+    for i in range(1, 8):
+        frames[i] = frames[i - 1] @ frames[i]
+    return frames
 
 
 def flange_pose(joints: Array) -> tuple[Array, Array]:
     """Flange (panda_link8) position (3,) in m and rotation (3, 3) of a joint vector (7,) in rad."""
-    rotation, position, _ = _frames(np.asarray(joints, float))
-    return position, rotation
+    flange = _frames(np.asarray(joints, float))[7]
+    return flange[:3, 3], flange[:3, :3]
 
 
 def flange_jacobian(joints: Array) -> tuple[Array, Array, Array]:
     """Flange position (3,), rotation (3, 3) and geometric Jacobian (6, 7): linear rows in m/rad, then angular."""
-    rotation, position, axes = _frames(np.asarray(joints, float))
+    frames = _frames(np.asarray(joints, float))
+    position = frames[7, :3, 3]
+    x, y, z = axes = frames[:7, :3, 2].T
+    ax, ay, az = (position - frames[:7, :3, 3]).T
     jacobian = np.empty((6, 7))
-    jacobian[:3] = np.cross(axes[0], position - axes[1]).T
-    jacobian[3:] = axes[0].T
-    return position, rotation, jacobian
+    jacobian[0] = y * az - z * ay
+    jacobian[1] = z * ax - x * az
+    jacobian[2] = x * ay - y * ax
+    jacobian[3:] = axes
+    return position, frames[7, :3, :3], jacobian
 
 
 def rotation_error(current: Array, target: Array) -> Array:
     """Rotation vector (3,) in rad, in the base frame, that turns `current` (3, 3) into `target` (3, 3)."""
     delta = target @ current.T
     vector = np.array([delta[2, 1] - delta[1, 2], delta[0, 2] - delta[2, 0], delta[1, 0] - delta[0, 1]])
-    sine = np.linalg.norm(vector) / 2.0
-    cosine = (np.trace(delta) - 1.0) / 2.0
-    if sine < 1e-9:
-        if cosine > 0:
-            return vector / 2.0
-        # A half turn: the axis is the eigenvector of eigenvalue 1.
-        axis = np.sqrt(np.maximum((np.diag(delta) + 1.0) / 2.0, 0.0))
-        signs = np.sign(delta[np.argmax(axis)])
-        signs[signs == 0] = 1.0
-        return np.pi * axis * signs
-    return vector / (2.0 * sine) * np.arctan2(sine, cosine)
+    sine = math.sqrt(vector @ vector) / 2.0
+    cosine = (delta[0, 0] + delta[1, 1] + delta[2, 2] - 1.0) / 2.0
+    if sine > 1e-9:
+        return vector * (math.atan2(sine, cosine) / (2.0 * sine))
+    if cosine > 0:
+        return vector / 2.0
+    # A half turn: delta + 1 is twice the axis times itself.
+    column = int(np.argmax(np.diag(delta)))
+    axis = delta[:, column] + np.eye(3)[column]
+    return np.asarray(np.pi * axis / np.linalg.norm(axis))
 
 
 def inverse_kinematics(
