@@ -102,12 +102,14 @@ def install_live(tree: Path, prefix: Path) -> None:
         shutil.copy2(path, temporary)
         os.replace(temporary, target)
     for folder in LIVE:
-        link = prefix / "share" / NAME / folder
-        if link.is_symlink():
-            link.unlink()
-        elif link.is_dir():
-            shutil.rmtree(link)
-        link.symlink_to(HERE / folder, target_is_directory=True)
+        links = prefix / "share" / NAME / folder  # a real folder: `ros2 launch` does not follow a linked one
+        if links.is_symlink():
+            links.unlink()
+        shutil.rmtree(links, ignore_errors=True)
+        links.mkdir(parents=True)
+        for file in (HERE / folder).iterdir():
+            if file.is_file():
+                (links / file.name).symlink_to(file)
 
 
 class BuildWithCMake(build_py):

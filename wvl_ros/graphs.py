@@ -205,7 +205,7 @@ def robot_description() -> str:
     Raises:
         ConfigError: franky-sim, whose assets they are, is not installed.
     """
-    import importlib.util  # noqa: PLC0415
+    import importlib.util
 
     package = importlib.util.find_spec("franky_sim")
     if package is None or package.origin is None:

@@ -161,7 +161,7 @@ def _die_with_parent() -> None:
 
 
 def stop(children: Sequence[Child], hurry: Callable[[], int]) -> None:
-    """Ends children: SIGINT, after a deadline SIGTERM, then SIGKILL. A rise of `hurry()` (more Ctrl-C) ends the wait."""
+    """Ends children: SIGINT, after a deadline SIGTERM, then SIGKILL. A rise of `hurry()` (Ctrl-C again) ends a wait."""
     steps = ((signal.SIGINT, INTERRUPT_SECONDS), (signal.SIGTERM, TERMINATE_SECONDS), (signal.SIGKILL, 1.0))
     for number, seconds in steps:
         alive = [child for child in children if child.code is None]
