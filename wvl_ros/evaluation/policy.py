@@ -17,12 +17,12 @@ from tqdm import tqdm
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.wilson import wilson_interval
 
-EVALUATION_SEED = 1_000_000  # seeds from here on are never used for training or for choices; 900,000 to 999,999 are for choices
+EVALUATION_SEED = 1_000_000  # from here on never used for training or choices; validation has 900,000 to 999,999
 
 
 @dataclass(frozen=True)
 class Start:
-    """One episode to run: the task, the seed of its scene, a fixed scene variant or None, held-out wordings or the usual."""
+    """One episode to run: task, seed of its scene, a fixed scene variant or None, and whether its wording is held out."""
 
     task: str
     seed: int
@@ -179,10 +179,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="small", help="a shipped name or a folder (default: small)")
     parser.add_argument("--task", nargs="+", default=["all"], help="tasks, or 'all'")
     parser.add_argument("--variant", choices=("single", "two_objects", "two_goals"), help="only such scenes")
-    parser.add_argument("--seed", type=int, default=EVALUATION_SEED, help="seed of the first episode; the others follow")
+    parser.add_argument(
+        "--seed", type=int, default=EVALUATION_SEED, help="seed of the first episode; the others follow"
+    )
     parser.add_argument("--episodes", type=int, default=50, help="episodes a task")
     parser.add_argument("--execute-steps", type=int, help="actions of a chunk to execute (default: the checkpoint's)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 deploys the mean, above it the policy samples")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 deploys the mean, above it the policy samples"
+    )
     parser.add_argument("--held-out", action="store_true", help="instructions worded as in no training episode")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
 
@@ -221,6 +225,6 @@ def show(result: dict[str, Any]) -> None:
         for scenes, rate in [("all", numbers), *numbers["variants"].items()]:
             low, high = rate["interval_95"]
             count = f"{rate['successes']}/{rate['episodes']}"
-            print(f"{task:<12}{scenes:<14}{count:>9}{rate['success_rate']:>8.0%}  {low:.0%} to {high:.0%}")
-            task = ""
+            name = task if scenes == "all" else ""
+            print(f"{name:<12}{scenes:<14}{count:>9}{rate['success_rate']:>8.0%}  {low:.0%} to {high:.0%}")
     print(f"Policy '{result['checkpoint']}', {result['decoding']}, seeds from {result['seed']}.")

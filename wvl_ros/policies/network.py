@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wvl_ros.errors import ConfigError, UnknownNameError
@@ -68,7 +68,9 @@ class PolicyConfig:
         if not self.cameras:
             raise ConfigError("The policy's cameras are empty; name at least one.")
         if self.image_size % self.patch:
-            raise ConfigError(f"The policy's image_size {self.image_size} must be a multiple of its patch {self.patch}.")
+            raise ConfigError(
+                f"The policy's image_size {self.image_size} must be a multiple of its patch {self.patch}."
+            )
         if self.execute_steps > self.chunk_size or self.execute_steps % 3:
             # Imagination makes one frame every three control steps, so a policy can look again only then.
             raise ConfigError(
@@ -132,6 +134,11 @@ class LanguageEncoder(nn.Module):
 
 class PolicyNetwork(nn.Module):
     """A keypoint encoder per camera and a multilayer perceptron that is told where things are relative to the hand."""
+
+    position_mean: Tensor
+    position_scale: Tensor
+    place_mean: Tensor
+    place_scale: Tensor
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """The fixed exploration noise of an action chunk, with exact log-probabilities.
 
 A policy that samples each action on its own trembles; one that samples a slow offset explores. The noise is Gaussian,
-fixed, and correlated inside a chunk: in the basis of the discrete cosine transform over time the constant component has a
-larger deviation than the others. Log-probabilities are given per action, by the chain rule: of action t given those before it.
+fixed, and correlated inside a chunk: in the basis of the discrete cosine transform over time the constant component has
+a larger deviation than the others. Log-probabilities are given per action, by the chain rule: of action t given those
+before it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from scipy.fft import idct
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class ChunkNoise:
     def log_prob(self, mean: Tensor, gripper: Tensor, actions: Tensor, temperature: float) -> Tensor:
         """Log-probability (B, T) of each action given those before it; differentiable in mean and logits.
 
-        A clipped action counts with the density of the unclipped Gaussian at its value, the same before and after an update.
+        A clipped action counts with the density of the unclipped Gaussian at its value, before and after an update.
         """
         factor = self.factor * temperature
         distance = torch.linalg.solve_triangular(factor, actions[..., :6] - mean, upper=False)

@@ -21,7 +21,7 @@ from wvl_ros.policies.network import Inputs, Outputs, PolicyConfig, PolicyNetwor
 from wvl_ros.policies.noise import ChunkNoise
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.policies.vision import shrink
-from wvl_ros.worlds.droid import ActionSpace, euler_to_matrix
+from wvl_ros.worlds.droid import euler_to_matrix
 
 ARCHITECTURE = "wvl_ros.SmallPolicy"
 CONFIG_FILE = "config.json"
@@ -40,7 +40,9 @@ def state_vector(observation: Mapping[str, np.ndarray]) -> np.ndarray:
             raise ObservationError(f"The observation lacks '{name}'; the policy needs it.")
         part = np.asarray(observation[name], float)
         if part.shape != (dim,) or not np.isfinite(part).all():
-            raise ObservationError(f"The observation's '{name}' should be {dim} finite numbers, but is {part.tolist()}.")
+            raise ObservationError(
+                f"The observation's '{name}' should be {dim} finite numbers, but is {part.tolist()}."
+            )
         parts.append(part)
     pose, gripper = parts
     rotation = euler_to_matrix(pose[3:])
@@ -54,7 +56,7 @@ class SmallPolicy:
     (`droid.convert_chunk` or `policies.broker.ChunkBroker`).
     """
 
-    action_space: ActionSpace = "cartesian_velocity"
+    action_space: str = "cartesian_velocity"
 
     def __init__(
         self, config: PolicyConfig, *, name: str = "small", sample: bool = False, temperature: float = 1.0
@@ -97,7 +99,8 @@ class SmallPolicy:
         for camera in self.config.cameras:
             if any(camera not in observation for observation in observations):
                 raise ObservationError(
-                    f"The camera '{camera}' is missing; the policy '{self.name}' looks at: {', '.join(self.config.cameras)}."
+                    f"The camera '{camera}' is missing; the policy '{self.name}' looks at: "
+                    f"{', '.join(self.config.cameras)}."
                 )
             views = [np.asarray(observation[camera]) for observation in observations]
             images.append(shrink(views, self.config.image_size, camera))
@@ -148,7 +151,9 @@ class SmallPolicy:
         policy = cls(_read_config(folder), **options)
         path = folder / WEIGHTS_FILE
         if not path.is_file():
-            raise CheckpointError(f"The weights '{path}' are missing; train them with 'wvl train policy' or copy them there.")
+            raise CheckpointError(
+                f"The weights '{path}' are missing; train them with 'wvl train policy' or copy them there."
+            )
         try:
             policy.network.load_state_dict(load_file(path))
         except (OSError, SafetensorError) as error:
@@ -168,7 +173,9 @@ def _read_config(folder: Path) -> PolicyConfig:
         raise CheckpointError(f"'{path}' is not valid JSON: {error}.") from error
     kind = values.pop("_class_name", "unknown") if isinstance(values, dict) else "unknown"
     if kind != ARCHITECTURE:
-        raise CheckpointError(f"'{folder}' holds a checkpoint of '{kind}', but the policy 'small' needs '{ARCHITECTURE}'.")
+        raise CheckpointError(
+            f"'{folder}' holds a checkpoint of '{kind}', but the policy 'small' needs '{ARCHITECTURE}'."
+        )
     unknown = values.keys() - {field.name for field in fields(PolicyConfig)}
     if unknown:
         raise CheckpointError(f"'{path}' has the unknown setting '{min(unknown)}'; it was written by another version.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wvl_ros.errors import ObservationError
@@ -23,7 +23,9 @@ def shrink(images: Sequence[np.ndarray], size: int, camera: str) -> Tensor:
     for image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             shape = "x".join(str(n) for n in image.shape)
-            raise ObservationError(f"The image of '{camera}' should be uint8 HxWx3 (RGB), but is {image.dtype} {shape}.")
+            raise ObservationError(
+                f"The image of '{camera}' should be uint8 HxWx3 (RGB), but is {image.dtype} {shape}."
+            )
         if min(image.shape[:2]) < size:
             height, width = image.shape[:2]
             raise ObservationError(
@@ -41,6 +43,9 @@ class KeypointEncoder(nn.Module):
     standardisation of an instance norm), so that its peak is sharp from the first update on. The first two layers are
     scaled by the instruction, so that a map can look for the object that was named.
     """
+
+    grid: Tensor
+    places: Tensor
 
     def __init__(self, size: int, stride: int, channels: int, keypoints: int, layers: int, language_dim: int) -> None:
         super().__init__()
@@ -70,7 +75,8 @@ class KeypointEncoder(nn.Module):
             if i < len(self.scales):
                 x = x * (1 + self.scales[i](language))[:, :, None, None]
         maps = self.maps(x).flatten(2).float()
-        maps = (maps - maps.mean(-1, keepdim=True)) / (maps.std(-1, keepdim=True) + 0.05)
+        maps = maps - maps.mean(-1, keepdim=True)
+        maps = maps / (maps.square().mean(-1, keepdim=True).sqrt() + 0.05)
         weights = (maps * self.log_sharpness.exp()).softmax(-1)
         strength = torch.tanh(0.1 * (weights * maps).sum(-1))
         return torch.cat([(weights @ self.places).flatten(1), strength], 1)

@@ -1,8 +1,8 @@
 """Demonstrations for behaviour cloning: recorded with corrections in the tabletop, or read from any episodes.
 
-Following DART (Laskey et al. 2017) the expert is disturbed while it acts and its undisturbed choice is kept as the label at
-every visited state, in `Episode.extra["label"]`; a clone then knows how to come back. Episodes without such labels (a person's
-demonstrations) teach their own actions, and only successful ones are used.
+Following DART (Laskey et al. 2017) the expert is disturbed while it acts, and its undisturbed choice is kept as the
+label at every visited state, in `Episode.extra["label"]`; a clone then knows how to come back. Of all other episodes only
+the successful ones teach, by their labels where they have some, or else by their own actions (a person's, on a robot).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wvl_ros.worlds import droid
 Array = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
-FIRST_SEED = 100_000  # demonstrations use seeds from here; 900,000 and more are for validation, 1,000,000 and more for evaluation
+FIRST_SEED = 100_000  # demonstrations use seeds from here; those from 900,000 on are for validation and evaluation
 IMAGE_STRIDE = 3
 _WORK_HEIGHT = 0.02  # m above an episode's lowest point: where a tool that never opens or closes is at work
 _SHORTEST_WORK = 4  # control steps
@@ -57,8 +57,8 @@ class Disturbance:
 def record_demonstration(task: str, seed: int, disturbance: Disturbance | None = None, image_size: int = 64) -> Episode:
     """One demonstration in the tabletop by its scripted expert, disturbed as told; images averaged to `image_size`.
 
-    `extra["label"]` holds the expert's undisturbed actions (N - 1, 7), `extra["disturbed"]` the steps of pushes, which are
-    no choice of the expert's.
+    `extra["label"]` holds the expert's undisturbed actions (N - 1, 7), `extra["disturbed"]` the steps of pushes, which
+    are no choice of the expert's.
     """
     from wvl_ros.worlds.experts import make_expert
     from wvl_ros.worlds.tabletop import TabletopWorld
@@ -69,7 +69,10 @@ def record_demonstration(task: str, seed: int, disturbance: Disturbance | None =
     rng = np.random.default_rng([seed, 1])
     observation, info = world.reset(seed=seed)
     expert = make_expert(world, seed=seed)
-    observations, commanded, labels, actions, rewards, disturbed = [observation], [info["commanded_pose"]], [], [], [], []
+    observations, commanded = [observation], [info["commanded_pose"]]
+    labels: list[Array] = []
+    rewards: list[float] = []
+    disturbed: list[int] = []
     push, left = np.zeros(6), 0
     if rng.random() < disturbance.displaced:
         push, left = np.append(_direction(rng) * 0.7, np.zeros(3)), int(rng.integers(2, 7))
@@ -83,13 +86,12 @@ def record_demonstration(task: str, seed: int, disturbance: Disturbance | None =
         velocity = droid.pose_velocity(start, expert.label[:6]) + rng.normal(0.0, disturbance.noise, 6)
         if left:
             velocity, left = velocity + push, left - 1
-            disturbed.append(len(actions))
+            disturbed.append(len(rewards))
         observation, reward, terminated, truncated, info = world.step(
             np.append(droid.move_pose(start, velocity), expert.label[6])
         )
         observations.append(observation)
         commanded.append(info["commanded_pose"])
-        actions.append(info["commanded_pose"])
         rewards.append(reward)
         done = terminated or truncated
     images = {
@@ -101,7 +103,7 @@ def record_demonstration(task: str, seed: int, disturbance: Disturbance | None =
         joint_position=np.stack([o["joint_position"] for o in observations]),
         cartesian_position=np.stack([o["cartesian_position"] for o in observations]),
         gripper_position=np.stack([o["gripper_position"] for o in observations]),
-        action=np.stack(actions),
+        action=np.stack(commanded[1:]),
         reward=np.array(rewards, np.float32),
         task=task,
         instruction=info["instruction"],
@@ -127,14 +129,15 @@ def _direction(rng: np.random.Generator) -> Array:
     return np.asarray(vector / np.linalg.norm(vector))
 
 
-def collect(folder: Path, tasks: Sequence[str], count: int, workers: int = 1, first_seed: int = FIRST_SEED) -> dict[str, int]:
+def collect(folder: Path, tasks: Sequence[str], count: int, workers: int = 1, first_seed: int = FIRST_SEED) -> int:
     """Records `count` demonstrations in turn over the tasks into the folder; those already there are kept.
 
     Returns:
-        How many were recorded now, and how many there are.
+        How many were recorded now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(tasks[i % len(tasks)], first_seed + i, folder / f"demonstration_{first_seed + i}.safetensors") for i in range(count)]
+    seeds = range(first_seed, first_seed + count)
+    jobs = [(tasks[i % len(tasks)], seed, folder / f"demonstration_{seed}.safetensors") for i, seed in enumerate(seeds)]
     missing = [job for job in jobs if not job[2].exists()]
     if missing:
         context = multiprocessing.get_context("spawn")  # MuJoCo's renderer does not survive a fork
@@ -142,7 +145,7 @@ def collect(folder: Path, tasks: Sequence[str], count: int, workers: int = 1, fi
             futures = [pool.submit(_record_to_file, *job) for job in missing]
             for future in tqdm(as_completed(futures), total=len(futures), desc="demonstrations", disable=None):
                 future.result()
-    return {"recorded": len(missing), "demonstrations": count}
+    return len(missing)
 
 
 def _record_to_file(task: str, seed: int, path: Path) -> None:
@@ -158,15 +161,19 @@ def read_episodes(folder: Path) -> Iterator[Episode]:
     """
     paths = sorted(folder.rglob("*.safetensors"))
     if not paths:
-        raise EpisodeError(f"'{folder}' holds no episodes (*.safetensors); record some with 'wvl collect' or --demonstrations.")
+        raise EpisodeError(
+            f"'{folder}' holds no episodes (*.safetensors); record some with --demonstrations or 'wvl collect'."
+        )
     useful = 0
     for path in tqdm(paths, desc="episodes", disable=None):
         episode = Episode.load(path)
-        if "label" in episode.extra or episode.success:
+        if episode.success or "disturbed" in episode.extra:
             useful += 1
             yield episode
     if not useful:
-        raise EpisodeError(f"None of the {len(paths)} episodes in '{folder}' is a success; a policy needs some to learn from.")
+        raise EpisodeError(
+            f"None of the {len(paths)} episodes in '{folder}' is a success; a policy needs some to learn from."
+        )
 
 
 def decision_steps(episode: Episode) -> NDArray[np.int64]:
@@ -208,11 +215,11 @@ def _commanded_poses(episode: Episode) -> Array:
 
 
 def key_places(episode: Episode) -> Array:
-    """Where the tool goes to work and where it ends, seen in hindsight, at the decision steps: flange positions (M, 6) in m.
+    """Where the tool goes to work and where it ends, in hindsight, at the decision steps: flange positions (M, 6) in m.
 
     Work is a stretch in which the gripper is commanded closed; where the gripper never changes, a stretch near the
-    lowest height. Each step looks at the stretch it is in or that comes next (at the end, the last one). All of it can be
-    read from a real robot's recording; NaN where there is no such stretch.
+    lowest height. Each step looks at the stretch it is in or that comes next (at the end, the last one). All of it can
+    be read from a real robot's recording; NaN where there is no such stretch.
     """
     closed = episode.action[:, -1] >= 0.5
     if closed.all() or not closed.any():
@@ -266,7 +273,9 @@ def build_samples(episodes: Sequence[Episode] | Iterator[Episode], config: Polic
         views = []
         for camera in config.cameras:
             if camera not in episode.images:
-                raise EpisodeError(f"The episode '{episode.episode_id}' lacks the camera '{camera}' that the policy looks at.")
+                raise EpisodeError(
+                    f"The episode '{episode.episode_id}' lacks the camera '{camera}' that the policy looks at."
+                )
             views.append(shrink(list(episode.images[camera][steps // episode.image_stride]), config.image_size, camera))
         images.append(torch.stack(views, 1))
         states += [state_vector({name: getattr(episode, name)[step] for name in _STATE}) for step in steps]

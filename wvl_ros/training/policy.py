@@ -83,7 +83,7 @@ class TrainConfig:
 
 
 class SupervisedTrainer:
-    """Fits a policy to samples; the state on disk restores it exactly, bit for bit where the length is given in steps."""
+    """Fits a policy to samples; the state on disk restores it, bit for bit where the length is given in steps."""
 
     def __init__(self, policy: SmallPolicy, samples: Samples, config: TrainConfig, out: Path) -> None:
         """Prepares a fit, or takes up the one that `out` holds.
@@ -115,7 +115,9 @@ class SupervisedTrainer:
         sums: dict[str, float] = {}
         losses: dict[str, float] = {}
         last_save = time.monotonic()
-        with tqdm(total=1000, desc="policy", disable=None, bar_format="{desc} {percentage:.1f}%|{bar}| {postfix}") as bar:
+        with tqdm(
+            total=1000, desc="policy", disable=None, bar_format="{desc} {percentage:.1f}%|{bar}| {postfix}"
+        ) as bar:
             while (done := self._progress(minutes, steps)) < 1.0:
                 began = time.monotonic()
                 terms = self._update(done)
@@ -136,7 +138,9 @@ class SupervisedTrainer:
 
     def save(self) -> None:
         """Writes the training state, whole or not at all."""
-        tensors = checkpointing.module_tensors(self.network, "network") | checkpointing.optimizer_tensors(self.optimizer)
+        tensors = checkpointing.module_tensors(self.network, "network") | checkpointing.optimizer_tensors(
+            self.optimizer
+        )
         checkpointing.save_state(self.out / STATE_FILE, tensors, {"step": self.step, "elapsed": self.elapsed})
 
     def _progress(self, minutes: float | None, steps: int | None) -> float:
@@ -146,7 +150,9 @@ class SupervisedTrainer:
 
     def _update(self, progress: float) -> dict[str, float]:
         config = self.config
-        rate = min(1.0, (self.step + 1) / config.warmup_steps) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = min(1.0, (self.step + 1) / config.warmup_steps) * (
+            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * rate
         inputs, actions, places = self._batch()
@@ -160,7 +166,7 @@ class SupervisedTrainer:
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def _batch(self) -> tuple[Inputs, torch.Tensor, torch.Tensor]:
-        """A batch with every task equally often, drawn from the seed and the step alone, so that a resumed run sees the same."""
+        """A batch with every task equally often, drawn from seed and step alone: a resumed run sees the same."""
         rng = np.random.default_rng([self.config.seed, self.step])
         tasks = rng.integers(len(self._rows), size=self.config.batch_size)
         rows = torch.from_numpy(np.array([rng.choice(self._rows[task]) for task in tasks]))
@@ -177,17 +183,27 @@ class SupervisedTrainer:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `wvl train policy`."""
-    parser.add_argument("--method", choices=METHODS, default="sft", help="how to train (sft: supervised, on demonstrations)")
+    parser.add_argument(
+        "--method", choices=METHODS, default="sft", help="how to train (sft: supervised, on demonstrations)"
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of episodes to learn from")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint; a stopped training goes on there")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the new checkpoint; a stopped training goes on there"
+    )
     parser.add_argument("--init", help="checkpoint to start from: a shipped name or a folder (default: fresh weights)")
     parser.add_argument("--config", type=Path, help="YAML of training settings (see config/policy_small.yaml)")
     parser.add_argument("--minutes", type=float, help="training time (default: 5)")
     parser.add_argument("--steps", type=int, help="number of steps, instead of or besides --minutes")
-    parser.add_argument("--demonstrations", type=int, default=0, help="first record so many in the tabletop into --data")
-    parser.add_argument("--tasks", nargs="+", default=["pick_place", "push", "stack", "sweep"], help="for --demonstrations")
+    parser.add_argument(
+        "--demonstrations", type=int, default=0, help="first record so many in the tabletop into --data"
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=["pick_place", "push", "stack", "sweep"], help="for --demonstrations"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes for --demonstrations")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the training (small steps gain nothing from more)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of the training (small steps gain nothing from more)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -199,7 +215,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ConfigError(f"--{name} must be positive, but is {getattr(args, name)}.")
     torch.set_num_threads(args.threads)
-    recorded = collect(args.data, args.tasks, args.demonstrations, args.workers)["recorded"] if args.demonstrations else 0
+    recorded = collect(args.data, args.tasks, args.demonstrations, args.workers)
     policy, samples = _prepare(args.init, config, args.data)
     trainer = SupervisedTrainer(policy, samples, config, args.out)
     losses = trainer.fit(args.minutes, args.steps)

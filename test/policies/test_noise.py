@@ -1,0 +1,61 @@
+"""Exploration noise: its log-probabilities are exact and its samples have the deviations it promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+from wvl_ros.policies.noise import ChunkNoise
+
+STEPS = 9
+
+
+@pytest.fixture
+def noise() -> ChunkNoise:
+    return ChunkNoise(STEPS, offset_std=0.04, ripple_std=0.02)
+
+
+def test_the_log_probabilities_of_a_chunk_add_up_to_its_joint_density(noise: ChunkNoise) -> None:
+    torch.manual_seed(0)
+    mean, gripper = 0.2 * torch.randn(1, STEPS, 6), torch.randn(1, STEPS)
+    actions = noise.sample(mean, gripper, 1.0, torch.Generator().manual_seed(1))
+    got = noise.log_prob(mean, gripper, actions, 1.0)
+    assert got.shape == (1, STEPS)
+    covariance = (noise.factor @ noise.factor.T).double().numpy()
+    body = sum(
+        multivariate_normal(mean[0, :, i].numpy(), covariance).logpdf(actions[0, :, i].numpy()) for i in range(6)
+    )
+    closed = torch.distributions.Bernoulli(logits=gripper / noise.gripper_temperature)
+    want = body + float(closed.log_prob(actions[..., 6]).sum())
+    assert float(got.sum()) == pytest.approx(want, rel=1e-4)
+
+
+def test_samples_share_an_offset_over_the_chunk(noise: ChunkNoise) -> None:
+    mean, gripper = torch.zeros(4000, STEPS, 6), torch.zeros(4000, STEPS)
+    actions = noise.sample(mean, gripper, 1.0, torch.Generator().manual_seed(0))[..., :6]
+    assert float(actions.mean(1).std()) == pytest.approx(0.04, rel=0.05)
+    correlation = np.corrcoef(actions[:, 0, 0], actions[:, -1, 0])[0, 1]
+    assert correlation > 0.6
+
+
+def test_temperature_scales_the_deviation_and_the_density(noise: ChunkNoise) -> None:
+    mean, gripper = torch.zeros(500, STEPS, 6), torch.full((500, STEPS), 0.3)
+    cool = noise.sample(mean, gripper, 0.1, torch.Generator().manual_seed(0))
+    warm = noise.sample(mean, gripper, 1.0, torch.Generator().manual_seed(0))
+    assert float(warm[..., :6].std()) == pytest.approx(10 * float(cool[..., :6].std()), rel=1e-4)
+    assert cool[..., 6].mean() > warm[..., 6].mean()
+    assert noise.log_prob(mean, gripper, cool, 0.1).mean() > noise.log_prob(mean, gripper, warm, 1.0).mean()
+
+
+def test_gradients_raise_the_probability_of_an_action(noise: ChunkNoise) -> None:
+    mean = torch.zeros(1, STEPS, 6, requires_grad=True)
+    gripper = torch.zeros(1, STEPS, requires_grad=True)
+    actions = torch.full((1, STEPS, 7), 0.1)
+    actions[..., 6] = 1.0
+    noise.log_prob(mean, gripper, actions, 1.0).sum().backward()
+    assert mean.grad is not None
+    assert gripper.grad is not None
+    assert float(mean.grad.sum()) > 0
+    assert (gripper.grad > 0).all()
