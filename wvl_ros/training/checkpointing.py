@@ -60,7 +60,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, number, name = key.split(".", 2)
-            state.setdefault(int(number), {})[name] = value
+            # As the parameters lie in memory; mixed layouts make each update slower.
+            layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+            state.setdefault(int(number), {})[name] = value.contiguous(memory_format=layout)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -112,7 +112,8 @@ class WorldModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         # At first, copy the last frame: the second choice of each view's softmax.
         assert self.to_masks.bias is not None
         self.to_masks.bias.data.view(-1, patch * patch)[[1, 4, 7]] = 1.0
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # nn.Module.to: the one of diffusers imports peft and transformers (seconds).
+        nn.Module.to(self, memory_format=torch.channels_last)
 
     def move(self, kinematics: Tensor, actions: Tensor) -> tuple[Kinematics, Tensor]:
         """The arm alone: packed kinematics (B, 39) and actions (B, K, 7) -> kinematics after them, commanded states (B, K, 10)."""

@@ -1,0 +1,281 @@
+"""`wvl evaluate world-model`: how true the world model's own rollouts of recorded episodes are."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wvl_ros.checkpoints import find
+from wvl_ros.evaluation import metrics
+from wvl_ros.evaluation.blind import BlindBaseline, blind_scores
+from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes, write_sheet
+from wvl_ros.evaluation.wilson import wilson_interval
+from wvl_ros.training.checkpointing import load_state, restore_module
+from wvl_ros.training.frame_cache import FrameCache, open_cache
+from wvl_ros.world_model import patches
+from wvl_ros.world_model.kinematics import Kinematics
+from wvl_ros.world_model.loading import load_world_model
+from wvl_ros.world_model.model import WorldModel
+from wvl_ros.worlds.droid import CAMERAS
+
+BLIND_FILE = "blind_baseline.safetensors"
+HORIZONS = (0.2, 1.0, 2.0, 3.0, 4.8)  # s
+_PIXEL_HEIGHT = 128  # arm distances are given in pixels of an image this high
+
+
+def image_measures(
+    cache: FrameCache, episodes: NDArray[np.int64], imagined: Sequence[ImaginedEpisode], model: WorldModel, fps: float = 5.0
+) -> dict[str, Any]:
+    """PSNR (dB) and SSIM per camera, over whole rollouts and at horizons (of the episodes that last so long)."""
+    found: dict[str, list[tuple[float, NDArray[np.float64], NDArray[np.float64]]]] = {name: [] for name in CAMERAS}
+    patch = int(model.config["patch"])
+    for episode, own in zip(episodes.tolist(), imagined, strict=True):
+        n = len(own.frames)
+        picked = np.unique([*(round(s * fps) - 1 for s in HORIZONS if round(s * fps) <= n), *np.linspace(0, n - 1, 6).astype(int)])
+        if n == 0:
+            continue
+        start = int(cache.frame_start[episode]) + 1
+        true = patches.from_patches(cache.frames[start + picked], patch)
+        mine = patches.from_patches(own.frames[picked], patch)
+        for view, name in enumerate(CAMERAS):
+            ratio, likeness = metrics.psnr(mine[:, view], true[:, view]), metrics.ssim(mine[:, view], true[:, view])
+            found[name] += [(float(t + 1) / fps, p, s) for t, p, s in zip(picked, ratio, likeness, strict=True)]
+    result: dict[str, Any] = {}
+    for name, rows in found.items():
+        times, ratios, likenesses = (np.array([row[i] for row in rows], dtype=float) for i in range(3))
+        result[name] = {"psnr": _mean(ratios), "ssim": _mean(likenesses)} | {
+            f"psnr_at_{s}s": _mean(ratios[np.isclose(times, s)]) for s in HORIZONS
+        }
+    every = [entry for rows in found.values() for entry in rows]
+    result["psnr"] = _mean(np.array([p for _, p, _ in every], dtype=float))
+    result["ssim"] = _mean(np.array([s for _, _, s in every], dtype=float))
+    return result
+
+
+def arm_measures(
+    cache: FrameCache, episodes: NDArray[np.int64], imagined: Sequence[ImaginedEpisode], model: WorldModel
+) -> dict[str, Any]:
+    """How far the imagined TCP is from the true one: mm, and pixels of a 128-pixel-high exterior image; over all frames."""
+    distances, pixels, grips, ends = [], [], [], []
+    geometry = model.geometry
+    for episode, own in zip(episodes.tolist(), imagined, strict=True):
+        n = len(own.kinematics)
+        if n == 0:
+            continue
+        index = torch.arange(1, n + 1)
+        true = Kinematics.unpack(cache.kinematics[cache.step(torch.full_like(index, episode), index)]).state()
+        mine = Kinematics.unpack(own.kinematics).state()
+        gap = (mine[:, :3] - true[:, :3]).norm(dim=1) * 1000
+        distances.append(gap.numpy())
+        ends.append(float(gap[-1]))
+        grips.append((mine[:, 9] - true[:, 9]).abs().numpy())
+        if geometry.known[0] and cache.calibrated[episode] > 0:
+            apart = geometry.project(0, mine[:, None, :3]) - geometry.project(0, true[:, None, :3])
+            pixels.append((apart.norm(dim=-1)[:, 0] * _PIXEL_HEIGHT).numpy())
+    result = {name: _spread(values) for name, values in (("tcp_mm", distances), ("tcp_px", pixels), ("gripper", grips))}
+    return result | {"tcp_mm_at_end": {"mean": _mean(np.array(ends)), "median": _median(np.array(ends))}}
+
+
+def outcome_measures(
+    chances: Sequence[NDArray[np.float64]],
+    outcomes: Sequence[str],
+    threshold: float,
+    frames: int,
+    blind: NDArray[np.float64] | None = None,
+) -> dict[str, Any]:
+    """The outcome by the reward head against the truth, beside the blind baseline's guess."""
+    kinds = np.array(outcomes)
+    told = np.isin(kinds, ("success", "near_success", "failure"))
+    truth = kinds == "success"
+    peaks = np.array([best_run(chance, frames) for chance in chances])
+    result = _judged(peaks > threshold, peaks, truth, kinds, told) | {"threshold": threshold, "frames": frames}
+    if blind is not None:
+        result["blind"] = _judged(blind > 0.5, blind, truth, kinds, told)
+    return result
+
+
+def best_run(chance: NDArray[np.float64], frames: int) -> float:
+    """The highest probability that holds for so many frames in a row; 0 when the rollout is shorter."""
+    if len(chance) < frames:
+        return 0.0
+    return float(np.lib.stride_tricks.sliding_window_view(chance, frames).min(1).max())
+
+
+def choose_threshold(chances: Sequence[NDArray[np.float64]], outcomes: Sequence[str]) -> tuple[float, int]:
+    """Threshold and run of frames with the best balanced accuracy; of equal ones the middle."""
+    truth = np.array([outcome == "success" for outcome in outcomes])
+    best, choice = -1.0, (0.5, 1)
+    grid = np.linspace(0.05, 0.95, 19)
+    if truth.all() or not truth.any():
+        return choice
+    for frames in (1, 2):
+        peaks = np.array([best_run(chance, frames) for chance in chances])
+        scores = np.array([((peaks[truth] > t).mean() + (peaks[~truth] <= t).mean()) / 2 for t in grid])
+        if scores.max() > best + 1e-9:
+            best = float(scores.max())
+            equal = grid[np.isclose(scores, scores.max())]
+            choice = (round(float(equal[len(equal) // 2]), 3), frames)
+    return choice
+
+
+def evaluate(
+    model: WorldModel,
+    cache: FrameCache,
+    episodes: NDArray[np.int64],
+    *,
+    blind: BlindBaseline | None = None,
+    steps: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[dict[str, Any], list[ImaginedEpisode]]:
+    """All measures of some episodes of a cache, and the rollouts they were taken from."""
+    imagined = imagine_episodes(model, cache, episodes, steps=steps, seed=seed, progress=progress)
+    guesses = blind_scores(blind, cache, episodes) if blind is not None else None
+    limits = float(model.config["success_threshold"]), int(model.config["success_frames"])
+    chances = [own.success_probability for own in imagined]
+
+    def outcomes(pick: Callable[[int], bool]) -> dict[str, Any]:
+        rows = [row for row, episode in enumerate(episodes.tolist()) if pick(episode)]
+        return outcome_measures(
+            [chances[r] for r in rows],
+            [cache.outcomes[int(episodes[r])] for r in rows],
+            *limits,
+            None if guesses is None else guesses[rows],
+        )
+
+    result = {
+        "episodes": len(episodes),
+        "images": image_measures(cache, episodes, imagined, model),
+        "arm": arm_measures(cache, episodes, imagined, model),
+        "outcome": outcomes(lambda _: True),
+        "outcome_by_task": {
+            task: outcomes(lambda e, task=task: cache.tasks[e] == task)  # type: ignore[misc]
+            for task in sorted({cache.tasks[e] for e in episodes.tolist()})
+        },
+    }
+    return result, imagined
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `wvl evaluate world-model`."""
+    parser.add_argument("--data", type=Path, required=True, help="folder of episodes the model was not trained on")
+    parser.add_argument("--checkpoint", default="small", help="a shipped name or a folder (default: small)")
+    parser.add_argument("--episodes", type=int, default=None, help="evaluate only so many, evenly over the folder")
+    parser.add_argument("--steps", type=int, default=1, help="denoising steps a frame (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the imagined noise")
+    parser.add_argument("--sheet", type=Path, default=None, help="write a PNG: true frames above, imagined below")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates a checkpoint; returns what `show` prints."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = find("world_model", args.checkpoint)
+    model = load_world_model(folder)
+    config = model.config
+    cache = open_cache(
+        args.data, size=config["image_size"], patch=config["patch"],
+        actions_per_frame=config["actions_per_frame"], rig=config["rig"],
+    )  # fmt: skip
+    episodes = np.arange(len(cache))
+    if args.episodes is not None and args.episodes < len(cache):
+        episodes = np.linspace(0, len(cache) - 1, args.episodes).round().astype(int)
+    result, imagined = evaluate(
+        model, cache, episodes, blind=load_blind(folder, model), steps=args.steps, seed=args.seed, progress=True
+    )
+    if args.sheet:
+        picked = np.linspace(0, len(episodes) - 1, min(6, len(episodes))).round().astype(int)
+        args.sheet.parent.mkdir(parents=True, exist_ok=True)
+        write_sheet(args.sheet, cache, episodes[picked], [imagined[i] for i in picked], config["patch"])
+        result["sheet"] = str(args.sheet)
+    return {"checkpoint": str(folder), "data": str(args.data)} | result
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the figures for people."""
+    images, arm = result["images"], result["arm"]
+    print(f"{result['episodes']} episodes of {result['data']}, imagined by {result['checkpoint']}")
+    print(f"images   PSNR {_text(images['psnr'])} dB, SSIM {_text(images['ssim'], 3)} over whole rollouts")
+    for camera in CAMERAS:
+        at = ", ".join(f"{s} s {_text(images[camera][f'psnr_at_{s}s'])}" for s in HORIZONS)
+        print(f"  {camera:24s} PSNR {_text(images[camera]['psnr'])}, SSIM {_text(images[camera]['ssim'], 3)}; at {at}")
+    mm, px = arm["tcp_mm"], arm["tcp_px"]
+    print(f"arm      {_text(mm['mean'])} mm from the true one (median {_text(mm['median'])}, 95 % {_text(mm['p95'])});", end=" ")
+    print(f"{_text(px['mean'])} px of {_PIXEL_HEIGHT} (95 % {_text(px['p95'])})")
+    for name, outcome in {"outcome": result["outcome"], **result["outcome_by_task"]}.items():
+        print(f"{name:12s} {_sentence(outcome)}")
+        if "blind" in outcome:
+            print(f"{'':12s} blind baseline: {_sentence(outcome['blind'])}")
+
+
+def save_blind_file(folder: Path, model: BlindBaseline) -> None:
+    """Puts the blind baseline beside a checkpoint."""
+    from wvl_ros.training.checkpointing import module_tensors, save_state
+
+    save_state(folder / BLIND_FILE, module_tensors(model, "blind"), {"trained_on": "actions, first pose and instruction"})
+
+
+def load_blind(folder: Path, model: WorldModel) -> BlindBaseline | None:
+    """The blind baseline beside a checkpoint; None where there is none."""
+    path = folder / BLIND_FILE
+    if not path.is_file():
+        return None
+    blind = BlindBaseline(list(model.config["vocabulary"]), int(model.config["actions_per_frame"]))
+    restore_module(blind, load_state(path)[0], "blind")
+    return blind.eval()
+
+
+def _judged(
+    said: NDArray[np.bool_], scores: NDArray[np.float64], truth: NDArray[np.bool_], kinds: NDArray[Any], told: NDArray[np.bool_]
+) -> dict[str, Any]:
+    right, n = int((said == truth)[told].sum()), int(told.sum())
+    interval = wilson_interval(right, n)
+
+    def share(of: str, value: bool) -> float | None:
+        rows = kinds == of
+        return _mean((said[rows] == value).astype(float))
+
+    return {
+        "episodes": n,
+        "accuracy": right / n if n else None,
+        "interval_95": [round(x, 4) for x in interval],
+        "auc": metrics.area_under_curve(scores[told], truth[told]),
+        "false_success_near": share("near_success", True),
+        "false_success_failure": share("failure", True),
+        "missed_success": share("success", False),
+        "base_rate": _mean(truth[told].astype(float)),
+    }
+
+
+def _sentence(outcome: dict[str, Any]) -> str:
+    low, high = outcome["interval_95"]
+    return (
+        f"accuracy {_text(outcome['accuracy'], 3)} [{low:.3f}, {high:.3f}] of {outcome['episodes']}, AUC {_text(outcome['auc'], 3)}; "
+        f"false success: near {_text(outcome['false_success_near'], 3)}, far {_text(outcome['false_success_failure'], 3)}; "
+        f"missed {_text(outcome['missed_success'], 3)}"
+    )
+
+
+def _text(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return round(float(values.mean()), 4) if len(values) else None
+
+
+def _median(values: NDArray[np.float64]) -> float | None:
+    return round(float(np.median(values)), 4) if len(values) else None
+
+
+def _spread(values: list[NDArray[np.float32]]) -> dict[str, float | None]:
+    joined = np.concatenate(values).astype(float) if values else np.empty(0)
+    p95 = round(float(np.quantile(joined, 0.95)), 4) if len(joined) else None
+    return {"mean": _mean(joined), "median": _median(joined), "p95": p95}

@@ -1,0 +1,85 @@
+"""Fits the servo's lag behind its commands, first one step at a time, then unrolled over its own results."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from wvl_ros.training.frame_cache import FrameCache
+from wvl_ros.world_model.kinematics import Kinematics, Tracking, fit_linear, matrix_to_rotvec
+
+_SCALE = 200.0  # an error of 5 mm or 5 mrad counts as 1
+_STAGES = ((1, 400, 512, 3e-3), (8, 500, 96, 1e-3), (20, 400, 64, 1e-3))  # unroll, updates, batch, learning rate
+
+
+def fit_tracking(tracking: Tracking, cache: FrameCache, generator: torch.Generator, effort: float = 1.0) -> None:
+    """Fits on the episodes of the calibrated rig (all, where there are none); `effort` scales the number of updates."""
+    pool = torch.nonzero(cache.calibrated > 0)[:, 0] if bool((cache.calibrated > 0).any()) else torch.arange(len(cache))
+    ends = torch.cat([cache.step_start[1:], torch.tensor([len(cache.rewards)])])
+    lengths = (ends - cache.step_start)[pool] - 1  # actions
+    pool, lengths = pool[lengths > 0], lengths[lengths > 0]
+    rows = _draw(pool, lengths, cache, 30_000, 1, generator)
+    before, after = (Kinematics.unpack(cache.kinematics[r]) for r in (rows, rows + 1))
+    fit_linear(tracking, before, cache.actions[rows], after)
+    bar = tqdm(total=sum(max(1, int(s[1] * effort)) for s in _STAGES), desc="fitting the servo", disable=None, leave=False)
+    for unroll, updates, batch, rate in _STAGES:
+        long_enough = lengths >= unroll
+        if not bool(long_enough.any()):
+            continue
+        updates = max(1, int(updates * effort))
+        optimizer = torch.optim.AdamW(tracking.parameters(), rate, weight_decay=1e-5)
+        for update in range(updates):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 - update / updates) + 1e-5
+            rows = _draw(pool[long_enough], lengths[long_enough], cache, batch, unroll, generator)
+            k = Kinematics.unpack(cache.kinematics[rows])
+            loss = torch.zeros(())
+            for step in range(unroll):
+                k = tracking(k, cache.actions[rows + step])
+                loss = loss + _error(k, Kinematics.unpack(cache.kinematics[rows + step + 1]))
+            optimizer.zero_grad()
+            (loss / unroll).backward()
+            torch.nn.utils.clip_grad_norm_(tracking.parameters(), 1.0)
+            optimizer.step()
+            bar.update()
+    bar.close()
+
+
+@torch.no_grad()
+def tracking_errors(tracking: Tracking, cache: FrameCache, steps: tuple[int, ...] = (3, 24, 57)) -> dict[str, dict[str, float]]:
+    """Open-loop flange error in mm (mean, median) after so many control steps from the start, of the fit and of the bare command."""
+    result = {}
+    counts = (cache.frame_count - 1) * cache.actions_per_frame
+    for n in steps:
+        rows = cache.step_start[counts >= n]
+        if not len(rows):
+            continue
+        k = Kinematics.unpack(cache.kinematics[rows])
+        for step in range(n):
+            k = tracking(k, cache.actions[rows + step])
+        true = Kinematics.unpack(cache.kinematics[rows + n]).position
+        fit, bare = ((p - true).norm(dim=1).numpy() * 1000 for p in (k.position, k.commanded_position))
+        result[str(n)] = {
+            "mean_mm": round(float(fit.mean()), 2),
+            "median_mm": round(float(np.median(fit)), 2),
+            "command_mean_mm": round(float(bare.mean()), 2),
+        }
+    return result
+
+
+def _draw(
+    pool: Tensor, lengths: Tensor, cache: FrameCache, count: int, unroll: int, generator: torch.Generator
+) -> Tensor:
+    chosen = torch.randint(len(pool), (count,), generator=generator)
+    offset = torch.rand(count, generator=generator) * (lengths[chosen] - unroll + 1)
+    return cache.step_start[pool[chosen]] + torch.minimum(offset.long(), lengths[chosen] - unroll)
+
+
+def _error(mine: Kinematics, true: Kinematics) -> Tensor:
+    turn = matrix_to_rotvec(mine.rotation @ true.rotation.transpose(1, 2))
+    gap = torch.cat([mine.position - true.position, turn], 1) * _SCALE
+    grip = (mine.gripper - true.gripper) / 0.1
+    return F.smooth_l1_loss(gap, torch.zeros_like(gap)) + 0.3 * (grip * grip).mean()
