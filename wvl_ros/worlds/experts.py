@@ -135,7 +135,8 @@ class PickPlaceExpert(Expert):
             if tip[2] < cruise - 0.04 and to_go > 0.05:
                 return np.array([*tip[:2], cruise]), 1.0, 0.8
             slip = np.clip(cube[:2] - tip[:2], -0.03, 0.03)
-            height = cruise if to_go > (0.008 if top else 0.02) else top + _GRASP_HEIGHT + 0.003
+            lowered = top + rest + 0.003 + np.clip(tip[2] - cube[2], -0.02, 0.02)  # brings the cube, not the tips, to rest
+            height = cruise if to_go > (0.008 if top else 0.02) else lowered
             return np.array([*(aim - slip), height]), 1.0, 0.8
         height = _GRASP_HEIGHT + max(0.0, cube[2] - rest) * (to_go < 0.05) + min(0.12, max(0.0, (beside - 0.012) * 3.0))
         closing = apart < 0.012 or (close and state.gripper > 0.08)
