@@ -1,0 +1,42 @@
+"""Runs the benchmarks named on the command line, or all, and writes `results/NAME.json`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+NAMES = {
+    "tabletop": "steps a second, experts, determinism",
+    "topics": "three 640x480 cameras at 30 Hz from the world node to a subscriber process",
+    "overhead": "what ROS adds to a step of the bare world loop",
+    "imagination": "the shipped world model on held-out episodes: pixels, outcome, arm following, speed",
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Runs and reports."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(f"{name} ({what})" for name, what in NAMES.items()))
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in NAMES]
+    if unknown:
+        parser.error(f"there is no benchmark called '{unknown[0]}'; choose from {', '.join(NAMES)}")
+    for name in args.names or NAMES:
+        print(f"\n== {name}: {NAMES[name]}", flush=True)
+        result = importlib.import_module(f"benchmarks.{name}").run()
+        for key, value in result.items():
+            print(f"{key:44s} {value}", flush=True)
+        machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        RESULTS.mkdir(exist_ok=True)
+        report = {"name": name, "date": time.strftime("%Y-%m-%d"), **machine, "figures": result}
+        (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
