@@ -12,8 +12,12 @@ from wvl_ros.errors import EpisodeError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("source", help="a bag or its recording's folder, an episode file, a DROID folder, or 'droid'")
-    parser.add_argument("--out", type=Path, help="folder for rollout.mp4 and contact_sheet.png (default: where the source is)")
-    parser.add_argument("--reference", default="", help="an episode to show above; by default what the source started from")
+    parser.add_argument(
+        "--out", type=Path, help="folder for rollout.mp4 and contact_sheet.png (default: where the source is)"
+    )
+    parser.add_argument(
+        "--reference", default="", help="an episode to show above; by default what the source started from"
+    )
     parser.add_argument("--start", type=int, default=0, help="step of the reference to start from (default 0)")
 
 
@@ -24,7 +28,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     episode = load_source(args.source)
     if episode is None:
-        raise EpisodeError("There is nothing to render in a fresh reset; name a bag, an episode file or a DROID folder.")
+        raise EpisodeError(
+            "There is nothing to render in a fresh reset; name a bag, an episode file or a DROID folder."
+        )
     if args.reference:
         other = load_source(args.reference)
         reference = Reference(other, args.start) if other else None

@@ -1,0 +1,1 @@
+"""ROS nodes: shells around worlds, policies and recordings. Nothing outside this folder imports rclpy."""

@@ -28,6 +28,8 @@ class HoldPolicy:
         actions = np.zeros((len(observations), self.chunk_size, 7))
         for row, observation in zip(actions, observations, strict=True):
             if "gripper_position" not in observation:
-                raise ObservationError("The observation lacks 'gripper_position'; the hold policy keeps the gripper by it.")
+                raise ObservationError(
+                    "The observation lacks 'gripper_position'; the hold policy keeps the gripper by it."
+                )
             row[:, 6] = observation["gripper_position"][0]
         return Chunk(actions)

@@ -49,9 +49,12 @@ def read_bag(path: Path | str, *, namespace: str = "", episode_id: str = "") -> 
     statuses = [m for _, m in messages.get("episode_status", []) if m.episode_id == episode_id]
     status = statuses[-1] if statuses else None
     joints = [_joints(m) for m in _latest(path, "joint_states", messages, stamps)]
-    outcome = status.outcome if status is not None and status.state in (FINISHED, ABORTED) else note.get("outcome", "aborted")
+    outcome = (
+        status.outcome if status is not None and status.state in (FINISHED, ABORTED) else note.get("outcome", "aborted")
+    )
     images = {
-        camera: np.stack([image_array(m) for m in _latest(path, f"{camera}/image_raw", messages, stamps)]) for camera in CAMERAS
+        camera: np.stack([image_array(m) for m in _latest(path, f"{camera}/image_raw", messages, stamps)])
+        for camera in CAMERAS
     }
     return Episode(
         images=images,
@@ -78,7 +81,9 @@ def namespaces(path: Path | str) -> list[str]:
     """Namespaces in a bag that hold an episode's reward topic."""
     try:
         with Reader(Path(path)) as reader:
-            return sorted(c.topic[: -len("/reward")] for c in reader.connections if c.topic.endswith("/reward") and c.msgcount)
+            return sorted(
+                c.topic[: -len("/reward")] for c in reader.connections if c.topic.endswith("/reward") and c.msgcount
+            )
     except (ReaderError, OSError, struct.error, ValueError) as error:
         raise _unreadable(path, error) from error
 
@@ -110,13 +115,19 @@ def _read_messages(path: Path, namespace: str) -> Messages:
             for connection in connections:
                 name, kind = wanted[connection.topic], connection.msgtype
                 if kind != TOPICS[name]:
-                    raise EpisodeError(f"'{connection.topic}' in the bag '{path}' is of type {kind}, not {TOPICS[name]}.")
+                    raise EpisodeError(
+                        f"'{connection.topic}' in the bag '{path}' is of type {kind}, not {TOPICS[name]}."
+                    )
                 if kind.startswith("wvl_ros/") and connection.digest not in ("", store.hash_rihs01(kind)):
-                    raise EpisodeError(f"The bag '{path}' was recorded with another version of {kind}; use that version of wvl_ros.")
+                    raise EpisodeError(
+                        f"The bag '{path}' was recorded with another version of {kind}; use that version of wvl_ros."
+                    )
             for connection, _, raw in reader.messages(connections):
                 message = store.deserialize_cdr(raw, connection.msgtype)
                 stamp = message.header.stamp  # type: ignore[attr-defined]
-                messages.setdefault(wanted[connection.topic], []).append((stamp.sec * 1_000_000_000 + stamp.nanosec, message))
+                messages.setdefault(wanted[connection.topic], []).append(
+                    (stamp.sec * 1_000_000_000 + stamp.nanosec, message)
+                )
     except (ReaderError, OSError, struct.error, ValueError) as error:
         raise _unreadable(path, error) from error
     for name in _NEEDED:
@@ -140,7 +151,9 @@ def _steps(path: Path, rewards: list[tuple[int, Any]], episode_id: str) -> list[
     by_step = {message.step: (stamp, message) for stamp, message in rewards if message.episode_id == episode_id}
     gap = next((step for step in range(len(by_step)) if step not in by_step), None)
     if gap is not None:
-        raise EpisodeError(f"The bag '{path}' lacks step {gap} of episode '{episode_id}'; it was recorded too late or with losses.")
+        raise EpisodeError(
+            f"The bag '{path}' lacks step {gap} of episode '{episode_id}'; it was recorded too late or with losses."
+        )
     return [by_step[step] for step in range(len(by_step))]
 
 
@@ -154,7 +167,9 @@ def _latest(path: Path, name: str, messages: Messages, stamps: list[int]) -> lis
         if number == 0 and index < 0 and times[0] <= stamp + PERIOD:
             index = 0
         if index < 0:
-            raise EpisodeError(f"The bag '{path}' has no '{name}' at step {number}; start the recorder before the episode.")
+            raise EpisodeError(
+                f"The bag '{path}' has no '{name}' at step {number}; start the recorder before the episode."
+            )
         chosen.append(rows[index][1])
     return chosen
 

@@ -25,6 +25,7 @@ _FOREVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite dura
 class RecordingReport:
     """What a closed recording holds: its folder, its messages and the images that its steps call for but it lacks."""
 
+    episode_id: str
     folder: Path
     outcome: str
     messages: int
@@ -64,7 +65,9 @@ class EpisodeRecording:
         if reference:
             topics |= {f"{reference.rstrip('/')}/{name}": TOPICS[name] for name in (*STEP_TOPICS, "episode_status")}
         self._connections = {
-            topic: self._writer.add_connection(topic, kind, typestore=message_types(), offered_qos_profiles=[_qos(topic)])
+            topic: self._writer.add_connection(
+                topic, kind, typestore=message_types(), offered_qos_profiles=[_qos(topic)]
+            )
             for topic, kind in topics.items()
         }
         self._step_topics = {topic for topic in topics if topic.startswith(f"{self._namespace}/")} & {
@@ -114,7 +117,7 @@ class EpisodeRecording:
             folder = self._folder.with_name(f"{self._folder.name}-{number}")
         self._part.rename(folder)
         missing = sum(max(0, steps - self._count[topic]) for topic in self._images)
-        return RecordingReport(folder, outcome, messages, missing)
+        return RecordingReport(self.episode_id, folder, outcome, messages, missing)
 
     def discard(self) -> None:
         """Throws away what was written."""

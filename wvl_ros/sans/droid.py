@@ -83,7 +83,9 @@ def _read_annotation(path: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise EpisodeError(f"There is no '{path}'; a DROID episode is a folder with {ANNOTATION} and three MP4s.") from None
+        raise EpisodeError(
+            f"There is no '{path}'; a DROID episode is a folder with {ANNOTATION} and three MP4s."
+        ) from None
     except (OSError, ValueError) as error:
         raise EpisodeError(f"'{path}' cannot be read: {error}.") from error
     if not isinstance(note, dict):

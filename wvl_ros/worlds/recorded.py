@@ -44,7 +44,9 @@ class RecordedWorld(World):
         options = options or {}
         episode, start = options.get("source"), int(options.get("start", 0))
         if not isinstance(episode, Episode):
-            raise EpisodeError("The recorded world plays an episode, but no source was given; for instance source:=droid.")
+            raise EpisodeError(
+                "The recorded world plays an episode, but no source was given; for instance source:=droid."
+            )
         if not 0 <= start < len(episode) - 1:
             raise EpisodeError(f"The source has steps 0 to {len(episode) - 1}; start {start} leaves nothing to play.")
         self._episode, self._start, self._step = episode, start, 0
@@ -88,9 +90,11 @@ class RecordedWorld(World):
 def commanded_poses(episode: Episode) -> np.ndarray:
     """Commanded poses (N, 7) of an episode: row 0 before the first action, row t + 1 by action t, whatever its action space."""
     start = np.asarray(episode.commanded_start, float)
-    poses = convert_chunk(
-        episode.action, episode.action_space, "cartesian_position", episode.joint_position[0], start[:6]
-    ) if len(episode.action) else np.empty((0, 7))
+    poses = (
+        convert_chunk(episode.action, episode.action_space, "cartesian_position", episode.joint_position[0], start[:6])
+        if len(episode.action)
+        else np.empty((0, 7))
+    )
     return np.vstack([start, poses])
 
 
