@@ -26,7 +26,9 @@ def find(kind: str, name: str | Path) -> Path:
     shipped = WEIGHTS / f"{kind}_{name}"
     folder = shipped if shipped.is_dir() else Path(name).expanduser()
     if not folder.is_dir():
-        known = ", ".join(sorted(p.name.removeprefix(f"{kind}_") for p in WEIGHTS.glob(f"{kind}_*"))) or "none is shipped"
+        known = (
+            ", ".join(sorted(p.name.removeprefix(f"{kind}_") for p in WEIGHTS.glob(f"{kind}_*"))) or "none is shipped"
+        )
         raise CheckpointError(f"There is no {words} checkpoint '{name}': give a folder or a shipped name ({known}).")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"'{folder}' is not a checkpoint: config.json is missing.")

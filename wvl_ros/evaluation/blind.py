@@ -1,7 +1,7 @@
-"""The blind baseline: the outcome guessed from the commanded actions, the first pose and the instruction, without any image.
+"""The blind baseline: the outcome guessed from actions, first pose and instruction, without any image.
 
-Actions alone betray much of an outcome (when the gripper opens, how long it takes). A world model's outcome accuracy means
-something only beside this figure.
+Actions alone betray much of an outcome (when the gripper opens, how long it takes). A world model's outcome accuracy
+means something only beside this figure.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BlindBaseline(nn.Module):
 
 
 def plans(cache: FrameCache, episodes: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """What the baseline sees: (B, T, D) commanded states of each frame and the first state, padded with zeros; lengths (B,)."""
+    """What the baseline sees: (B, T, D) commanded states of each frame and the first state, 0-padded; lengths (B,)."""
     k = cache.actions_per_frame
     lengths = torch.as_tensor(cache.frame_count[episodes]) - 1
     result = torch.zeros(len(episodes), int(lengths.max()), 10 * k + 10)
@@ -52,7 +52,9 @@ def plans(cache: FrameCache, episodes: NDArray[np.int64]) -> tuple[Tensor, Tenso
     return result, lengths
 
 
-def fit_blind(cache: FrameCache, vocabulary: list[str], *, steps: int = 500, batch: int = 64, seed: int = 0) -> BlindBaseline:
+def fit_blind(
+    cache: FrameCache, vocabulary: list[str], *, steps: int = 500, batch: int = 64, seed: int = 0
+) -> BlindBaseline:
     """Trains the baseline on a cache; of its states along the way, the one best on a held-out sixth is kept."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

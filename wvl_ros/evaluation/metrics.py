@@ -19,7 +19,8 @@ def psnr(images: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.floa
 
 
 def ssim(images: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Structural similarity (N,) of images (N, H, W, 3) uint8: Gaussian window, sigma 1.5, 11 pixels, mean over colours.
+    """Structural similarity (N,) of images (N, H, W, 3) uint8: Gaussian window, sigma 1.5, 11 pixels, mean over
+    colours.
 
     Wang et al. 2004; equals scikit-image with gaussian_weights=True, use_sample_covariance=False up to the border.
     """

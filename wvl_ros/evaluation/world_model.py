@@ -30,14 +30,20 @@ _PIXEL_HEIGHT = 128  # arm distances are given in pixels of an image this high
 
 
 def image_measures(
-    cache: FrameCache, episodes: NDArray[np.int64], imagined: Sequence[ImaginedEpisode], model: WorldModel, fps: float = 5.0
+    cache: FrameCache,
+    episodes: NDArray[np.int64],
+    imagined: Sequence[ImaginedEpisode],
+    model: WorldModel,
+    fps: float = 5.0,
 ) -> dict[str, Any]:
     """PSNR (dB) and SSIM per camera, over whole rollouts and at horizons (of the episodes that last so long)."""
     found: dict[str, list[tuple[float, NDArray[np.float64], NDArray[np.float64]]]] = {name: [] for name in CAMERAS}
     patch = int(model.config["patch"])
     for episode, own in zip(episodes.tolist(), imagined, strict=True):
         n = len(own.frames)
-        picked = np.unique([*(round(s * fps) - 1 for s in HORIZONS if round(s * fps) <= n), *np.linspace(0, n - 1, 6).astype(int)])
+        picked = np.unique(
+            [*(round(s * fps) - 1 for s in HORIZONS if round(s * fps) <= n), *np.linspace(0, n - 1, 6).astype(int)]
+        )
         if n == 0:
             continue
         start = int(cache.frame_start[episode]) + 1
@@ -61,7 +67,9 @@ def image_measures(
 def arm_measures(
     cache: FrameCache, episodes: NDArray[np.int64], imagined: Sequence[ImaginedEpisode], model: WorldModel
 ) -> dict[str, Any]:
-    """How far the imagined TCP is from the true one: mm, and pixels of a 128-pixel-high exterior image; over all frames."""
+    """How far the imagined TCP is from the true one: mm, and pixels of a 128-pixel-high exterior image; over all
+    frames.
+    """
     distances, pixels, grips, ends = [], [], [], []
     geometry = model.geometry
     for episode, own in zip(episodes.tolist(), imagined, strict=True):
@@ -207,7 +215,10 @@ def show(result: dict[str, Any]) -> None:
         at = ", ".join(f"{s} s {_text(images[camera][f'psnr_at_{s}s'])}" for s in HORIZONS)
         print(f"  {camera:24s} PSNR {_text(images[camera]['psnr'])}, SSIM {_text(images[camera]['ssim'], 3)}; at {at}")
     mm, px = arm["tcp_mm"], arm["tcp_px"]
-    print(f"arm      {_text(mm['mean'])} mm from the true one (median {_text(mm['median'])}, 95 % {_text(mm['p95'])});", end=" ")
+    print(
+        f"arm      {_text(mm['mean'])} mm from the true one (median {_text(mm['median'])}, 95 % {_text(mm['p95'])});",
+        end=" ",
+    )
     print(f"{_text(px['mean'])} px of {_PIXEL_HEIGHT} (95 % {_text(px['p95'])})")
     for name, outcome in {"outcome": result["outcome"], **result["outcome_by_task"]}.items():
         print(f"{name:12s} {_sentence(outcome)}")
@@ -219,7 +230,9 @@ def save_blind_file(folder: Path, model: BlindBaseline) -> None:
     """Puts the blind baseline beside a checkpoint."""
     from wvl_ros.training.checkpointing import module_tensors, save_state
 
-    save_state(folder / BLIND_FILE, module_tensors(model, "blind"), {"trained_on": "actions, first pose and instruction"})
+    save_state(
+        folder / BLIND_FILE, module_tensors(model, "blind"), {"trained_on": "actions, first pose and instruction"}
+    )
 
 
 def load_blind(folder: Path, model: WorldModel) -> BlindBaseline | None:
@@ -233,7 +246,11 @@ def load_blind(folder: Path, model: WorldModel) -> BlindBaseline | None:
 
 
 def _judged(
-    said: NDArray[np.bool_], scores: NDArray[np.float64], truth: NDArray[np.bool_], kinds: NDArray[Any], told: NDArray[np.bool_]
+    said: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    truth: NDArray[np.bool_],
+    kinds: NDArray[Any],
+    told: NDArray[np.bool_],
 ) -> dict[str, Any]:
     right, n = int((said == truth)[told].sum()), int(told.sum())
     interval = wilson_interval(right, n)
@@ -256,10 +273,11 @@ def _judged(
 
 def _sentence(outcome: dict[str, Any]) -> str:
     low, high = outcome["interval_95"]
+    near, far = _text(outcome["false_success_near"], 3), _text(outcome["false_success_failure"], 3)
+    accuracy, curve = _text(outcome["accuracy"], 3), _text(outcome["auc"], 3)
     return (
-        f"accuracy {_text(outcome['accuracy'], 3)} [{low:.3f}, {high:.3f}] of {outcome['episodes']}, AUC {_text(outcome['auc'], 3)}; "
-        f"false success: near {_text(outcome['false_success_near'], 3)}, far {_text(outcome['false_success_failure'], 3)}; "
-        f"missed {_text(outcome['missed_success'], 3)}"
+        f"accuracy {accuracy} [{low:.3f}, {high:.3f}] of {outcome['episodes']}, AUC {curve}; "
+        f"false success: near {near}, far {far}; missed {_text(outcome['missed_success'], 3)}"
     )
 
 

@@ -41,7 +41,9 @@ def load_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             facts = json.loads((file.metadata() or {})["facts"])
             return {name: file.get_tensor(name).clone() for name in file.keys()}, facts  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"'{path}' is not a training state of wvl_ros ({error}); delete it to start anew.") from error
+        raise CheckpointError(
+            f"'{path}' is not a training state of wvl_ros ({error}); delete it to start anew."
+        ) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -81,7 +83,9 @@ def restore_module(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: 
     try:
         module.load_state_dict(own)
     except RuntimeError as error:
-        raise CheckpointError("The saved training state belongs to another model; train into another folder.") from error
+        raise CheckpointError(
+            "The saved training state belongs to another model; train into another folder."
+        ) from error
 
 
 def write_json(path: Path | str, value: object) -> None:

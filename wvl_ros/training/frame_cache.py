@@ -1,4 +1,6 @@
-"""Episodes decoded once for the world model: frames as patches in a memory-mapped file, and the numbers of every step."""
+"""Episodes decoded once for the world model: frames as patches in a memory-mapped file, and the numbers of every
+step.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,8 @@ from wvl_ros.sans.episode import Episode
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.worlds import droid
+from wvl_ros.worlds.imagined import is_calibrated
+from wvl_ros.worlds.recorded import commanded_poses
 
 _VERSION = 1
 
@@ -33,7 +37,8 @@ class FrameCache:
 
     Attributes:
         frames: uint8 memory map (F, G, G, C), all episodes one after another.
-        kinematics: float32 (S, 39) of every step. actions: float32 (S, 7), row s leads from step s to s + 1 (none at an end).
+        kinematics: float32 (S, 39) of every step. actions: float32 (S, 7), row s leads from step s to s + 1 (none at an
+            end).
         rewards: float32 (S,), 1 where the step's observation is a success state.
         frame_start, frame_count, step_start: int64 (E,) of every episode.
         instructions, outcomes, tasks: E strings. calibrated: float32 (E,), 1 for episodes of the calibrated rig.
@@ -109,26 +114,16 @@ def open_cache(
     return _open(target, actions_per_frame, fingerprint)
 
 
-def is_calibrated(episode: Episode, rig: str) -> bool:
-    """Whether an episode was seen by the cameras that were calibrated: its source is '<who>/<rig>', or it was imagined there."""
-    place = str(episode.extra.get("rig", episode.source.rpartition("/")[2]))
-    return bool(rig) and place in (rig, "imagined")
-
-
 def episode_arrays(episode: Episode) -> tuple[Tensor, Tensor]:
     """Packed kinematics (N, 39) of all steps and the actions (N - 1, 7) as commanded poses, float32."""
-    actions = episode.action
-    if episode.action_space != "cartesian_position":
-        actions = droid.convert_chunk(
-            actions, episode.action_space, "cartesian_position", episode.joint_position[0], episode.cartesian_position[0]
-        )
-    assert episode.commanded_start is not None
-    commands = torch.from_numpy(np.vstack([episode.commanded_start[None], actions]))
+    commands = torch.from_numpy(commanded_poses(episode))
     poses, grippers = torch.from_numpy(episode.cartesian_position), torch.from_numpy(episode.gripper_position)
-    return Kinematics.recorded(poses, grippers, commands).pack().float(), torch.from_numpy(actions).float()
+    return Kinematics.recorded(poses, grippers, commands).pack().float(), commands[1:].float()
 
 
-def episode_frames(episode: Episode, size: int, patch: int, every: int, steps: Sequence[int] | None = None) -> NDArray[np.uint8]:
+def episode_frames(
+    episode: Episode, size: int, patch: int, every: int, steps: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
     """Frames (M, G, G, C) uint8 of an episode at every so many steps, or at the given ones.
 
     Raises:
@@ -136,12 +131,14 @@ def episode_frames(episode: Episode, size: int, patch: int, every: int, steps: S
     """
     missing = [camera for camera in droid.CAMERAS if camera not in episode.images]
     if missing:
-        raise EpisodeError(f"Episode '{episode.episode_id}' lacks the camera '{missing[0]}'; the world model needs all three.")
+        raise EpisodeError(
+            f"Episode '{episode.episode_id}' lacks the camera '{missing[0]}'; the world model needs all three."
+        )
     stride = episode.image_stride
     if steps is None:
         if every % stride:
             raise EpisodeError(
-                f"Episode '{episode.episode_id}' has an image each {stride} steps, but the world model needs one each {every}."
+                f"Episode '{episode.episode_id}' has an image each {stride} steps, not each {every} as needed."
             )
         steps = range(0, len(episode), every)
     rows = np.asarray(steps) // stride
@@ -153,7 +150,8 @@ def _build(files: list[Path], target: Path, size: int, patch: int, every: int, r
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
-        counts, meta = [], []
+        counts: list[tuple[int, int]] = []
+        meta: list[list[Any]] = []
         for path in tqdm(files, desc="reading episodes", unit="episode", disable=None):
             episode = Episode.load(path)
             meta.append([episode.instruction, episode.outcome, episode.task, is_calibrated(episode, rig)])

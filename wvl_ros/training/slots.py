@@ -1,7 +1,9 @@
 """Free push-forward: a training batch whose slots are running rollouts.
 
-The training pass's own prediction becomes the slot's next history frame, so the model learns to go on from its own frames at no
-extra cost. A slot ends at random (on average after `rollout_length` frames) or with its episode and starts anew at a true frame.
+The training pass's own prediction becomes the slot's next history frame, so the model learns to go on from its own
+frames at no extra cost. A slot ends at random (on average after `rollout_length` frames) or with its episode and starts
+anew at a
+true frame.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Slots:
     """
 
     def __init__(self, cache: FrameCache, settings: SlotSettings, generator: torch.Generator, weights: Tensor) -> None:
-        """`weights` (E,): how often an episode is drawn, relative to the others; those without a second frame never are."""
+        """`weights` (E,): how often an episode is drawn, relative to the others; those without a second frame never
+        are.
+        """
         batch = settings.batch
         self.cache, self.settings, self.generator = cache, settings, generator
         self.weights = torch.where(cache.frame_count > 1, weights, torch.zeros_like(weights)).double()

@@ -24,12 +24,14 @@ def fit_tracking(tracking: Tracking, cache: FrameCache, generator: torch.Generat
     rows = _draw(pool, lengths, cache, 30_000, 1, generator)
     before, after = (Kinematics.unpack(cache.kinematics[r]) for r in (rows, rows + 1))
     fit_linear(tracking, before, cache.actions[rows], after)
-    bar = tqdm(total=sum(max(1, int(s[1] * effort)) for s in _STAGES), desc="fitting the servo", disable=None, leave=False)
-    for unroll, updates, batch, rate in _STAGES:
+    bar = tqdm(
+        total=sum(max(1, int(s[1] * effort)) for s in _STAGES), desc="fitting the servo", disable=None, leave=False
+    )
+    for unroll, planned, batch, rate in _STAGES:
         long_enough = lengths >= unroll
         if not bool(long_enough.any()):
             continue
-        updates = max(1, int(updates * effort))
+        updates = max(1, int(planned * effort))
         optimizer = torch.optim.AdamW(tracking.parameters(), rate, weight_decay=1e-5)
         for update in range(updates):
             for group in optimizer.param_groups:
@@ -49,8 +51,12 @@ def fit_tracking(tracking: Tracking, cache: FrameCache, generator: torch.Generat
 
 
 @torch.no_grad()
-def tracking_errors(tracking: Tracking, cache: FrameCache, steps: tuple[int, ...] = (3, 24, 57)) -> dict[str, dict[str, float]]:
-    """Open-loop flange error in mm (mean, median) after so many control steps from the start, of the fit and of the bare command."""
+def tracking_errors(
+    tracking: Tracking, cache: FrameCache, steps: tuple[int, ...] = (3, 24, 57)
+) -> dict[str, dict[str, float]]:
+    """Open-loop flange error in mm (mean, median) after so many control steps from the start, of the fit and of the
+    bare command.
+    """
     result = {}
     counts = (cache.frame_count - 1) * cache.actions_per_frame
     for n in steps:

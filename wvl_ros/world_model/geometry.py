@@ -1,4 +1,5 @@
-"""What calibrated cameras tell: where the gripper must appear, where the table is, and how the wrist view moves with the arm.
+"""What calibrated cameras tell: where the gripper must appear, where the table is, and how the wrist view moves with
+the arm.
 
 Optional: a camera without calibration gives maps of zeros and its images unwarped.
 """
@@ -28,8 +29,8 @@ class CameraGeometry(nn.Module):
     """Maps and warps of three cameras: two fixed ones, then the one on the wrist.
 
     Args:
-        cameras: three calibrations or None each, in the order of the views: `position` (3,) m, `rotation` (3, 3) with MuJoCo's
-            camera axes as columns (x right, y up, looks along -z), `fovy_deg`, `parent` 'base' or 'flange'.
+        cameras: three calibrations or None each, in the order of the views: `position` (3,) m, `rotation` (3, 3) with
+            MuJoCo's camera axes as columns (x right, y up, looks along -z), `fovy_deg`, `parent` 'base' or 'flange'.
         grid: patches along a side. size: pixels along a side.
 
     Raises:
@@ -65,7 +66,9 @@ class CameraGeometry(nn.Module):
             self.register_buffer(f"pixels_{n}", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)
 
     def maps(self, k: Kinematics) -> Tensor:
-        """(B, 3, 4, G, G): markers of palm, two fingertips and floor shadow in the fixed views, table coordinates in the wrist's."""
+        """(B, 3, 4, G, G): markers of palm, two fingertips and floor shadow in the fixed views, table coordinates in
+        the wrist's.
+        """
         batch = len(k.position)
         points = _gripper_points(k)
         maps = [self._markers(view, points) if self.known[view] else self._blank(points) for view in (0, 1)]
@@ -78,7 +81,9 @@ class CameraGeometry(nn.Module):
         return torch.stack(maps, 1)
 
     def warp(self, image: Tensor, taken: Kinematics, seen: Kinematics) -> Tensor:
-        """Wrist images (B, C, S, S) taken at one configuration as they would look from another, by the table's plane (z = 0)."""
+        """Wrist images (B, C, S, S) taken at one configuration as they would look from another, by the table's plane (z
+        = 0).
+        """
         if not self.known[2]:
             return image
         table = F.pad(self._table(seen, self.size), (0, 1))
@@ -91,7 +96,9 @@ class CameraGeometry(nn.Module):
         return F.grid_sample(image, grid, align_corners=False, padding_mode="border")
 
     def project(self, view: int, points: Tensor) -> Tensor:
-        """Pixels (B, N, 2) from the centre, in image heights (x right, y down), of points (B, N, 3) of the base in a fixed view."""
+        """Pixels (B, N, 2) from the centre, in image heights (x right, y down), of points (B, N, 3) of the base in a
+        fixed view.
+        """
         local = (points - self.get_buffer(f"position_{view}")) @ self.get_buffer(f"rotation_{view}")
         place = torch.cat([local[..., :1], -local[..., 1:2]], -1)
         return place * self.focal[view] / (-local[..., 2:]).clamp(min=_NEAREST)

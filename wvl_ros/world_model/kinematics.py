@@ -1,7 +1,7 @@
-"""The arm in imagination: batched poses in torch and the small learned lag with which a stiff servo follows its commands.
+"""The arm in imagination: batched poses, and the small learned lag of a stiff servo behind its commands.
 
-Poses are DROID's `cartesian_position` (flange xyz in m, extrinsic xyz Euler angles in rad). Because commands are absolute,
-nothing drifts: the next pose is the commanded one plus a correction of a few millimetres.
+Poses are DROID's `cartesian_position` (flange xyz in m, extrinsic xyz Euler angles in rad). Because commands are
+absolute, nothing drifts: the next pose is the commanded one plus a correction of a few millimetres.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ STATE_DIM = 10
 class Kinematics(NamedTuple):
     """Measured and commanded configuration of B arms, and how both moved in the last control step.
 
-    position (B, 3), rotation (B, 3, 3), velocity (B, 6: m and rad a step), gripper (B, 1), gripper_velocity (B, 1), and the
-    same for the command: commanded_position, commanded_rotation, commanded_velocity, gripper_command.
+    position (B, 3), rotation (B, 3, 3), velocity (B, 6: m and rad a step), gripper (B, 1), gripper_velocity (B, 1), and
+    the same for the command: commanded_position, commanded_rotation, commanded_velocity, gripper_command.
     """
 
     position: Tensor
@@ -83,7 +83,7 @@ class Tracking(nn.Module):
 
     Args:
         max_linear: m a step a command may move. max_rotation: rad a step.
-        lowest_tcp: m, the height above the base's plane under which a command is not sent; None where there is no floor.
+        lowest_tcp: m, no command is sent below this height; None where there is no floor.
     """
 
     def __init__(self, max_linear: float, max_rotation: float, lowest_tcp: float | None) -> None:
@@ -148,7 +148,7 @@ class Tracking(nn.Module):
 
 
 def hand_state(position: Tensor, rotation: Tensor, gripper: Tensor) -> Tensor:
-    """(B, 10): TCP position in m, the hand's x and z axes, gripper; from flange position, rotation (B, 3, 3), gripper (B, 1)."""
+    """(B, 10): TCP position in m, the hand's x and z axes, gripper (B, 1); from the flange's position and rotation."""
     x = rotation[:, :, 0] * math.cos(TCP_TURN) + rotation[:, :, 1] * math.sin(TCP_TURN)
     z = rotation[:, :, 2]
     return torch.cat([position + TCP_OFFSET * z, x, z, gripper], 1)
@@ -198,9 +198,7 @@ def fit_linear(tracking: Tracking, before: Kinematics, action: Tensor, after: Ki
     with torch.no_grad():
         commanded = tracking.command(before, action)
         u = tracking.features(before, commanded)
-        error = _difference(
-            commanded.commanded_position, commanded.commanded_rotation, after.position, after.rotation
-        )
+        error = _difference(commanded.commanded_position, commanded.commanded_rotation, after.position, after.rotation)
         usual = (u.abs().amax(1) < 0.2) & (error.abs().amax(1) < 0.2)
         x = F.pad(u[usual], (0, 1), value=1.0)
         solution = torch.linalg.lstsq(x, error[usual]).solution

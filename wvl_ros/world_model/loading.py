@@ -24,15 +24,7 @@ def load_world_model(folder: Path | str) -> WorldModel:
         CheckpointError: no configuration or weights there, or they are of another architecture.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    name = config.get("_class_name")
-    if name != WorldModel.__name__:
-        raise CheckpointError(f"'{folder}' holds a {name or 'nameless model'}, not a {WorldModel.__name__}; give another checkpoint.")
-    known = {key: value for key, value in config.items() if not key.startswith("_")}
-    try:
-        model: WorldModel = WorldModel.from_config(known)
-    except (TypeError, ValueError, KeyError, ConfigError) as error:
-        raise CheckpointError(f"The configuration in '{folder}' does not describe a world model: {error}") from error
+    model = new_model(read_config(folder), folder)
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise CheckpointError(f"The weights '{path}' are missing; copy them there or train again.")
@@ -44,7 +36,7 @@ def load_world_model(folder: Path | str) -> WorldModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"The weights '{path}' belong to another architecture than the config.json beside them; keep the two together."
+            f"The weights '{path}' are of another architecture than the config.json beside them; keep the two together."
         ) from error
     return model.eval()
 
@@ -62,7 +54,30 @@ def save_world_model(model: WorldModel, folder: Path | str, dtype: torch.dtype =
     part.replace(folder / "config.json")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def new_model(config: dict[str, Any], folder: Path) -> WorldModel:
+    """A model with fresh weights, as a configuration read from `folder` describes it.
+
+    Raises:
+        CheckpointError: the configuration is of another architecture.
+    """
+    name = config.get("_class_name")
+    if name != WorldModel.__name__:
+        raise CheckpointError(
+            f"'{folder}' holds a {name or 'nameless model'}, not a {WorldModel.__name__}; give another checkpoint."
+        )
+    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        return WorldModel(**known)
+    except (TypeError, ValueError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"The configuration in '{folder}' does not describe a world model: {error}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

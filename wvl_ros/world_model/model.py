@@ -1,8 +1,11 @@
-"""The world model: last and first frame, kinematics, three commanded poses and an instruction -> next frame and its reward.
+"""The world model: last and first frame, kinematics, three commanded poses and an instruction -> next frame and its
+reward.
 
-One network predicts three views together at 5 Hz, each frame from three control steps (15 Hz) of absolute commanded poses,
-and from the same features the probability that the frame is a success state. Diffusion on a linear path: the noisy next
-frame is (1 - sigma) * frame + sigma * noise, the network predicts the clean frame; one step from sigma = 1 is the default.
+One network predicts three views together at 5 Hz, each frame from three control steps (15 Hz) of absolute commanded
+poses, and from the same features the probability that the frame is a success state. Diffusion on a linear path: the
+noisy next
+frame is (1 - sigma) * frame + sigma * noise, the network predicts the clean frame; one step from sigma = 1 is the
+default.
 """
 
 from __future__ import annotations
@@ -30,24 +33,30 @@ _STATE_SCALE = (0.05,) * 3 + (0.15,) * 6 + (0.3,)  # a usual change in one frame
 
 @dataclass
 class WorldModelOutput(BaseOutput):
-    """Of one frame: `frame` float32 (B, C, G, G) in -1..1 (clean), `reward` float32 (B,) logit, `kinematics` packed (B, 39)."""
+    """Of one frame: `frame` float32 (B, C, G, G) in -1..1 (clean), `reward` float32 (B,) logit, `kinematics` packed (B,
+    39).
+    """
 
     frame: Tensor
     reward: Tensor
     kinematics: Tensor
 
 
-class WorldModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class WorldModel(ModelMixin, ConfigMixin):
     """The small world model (about 3 M parameters at 64 channels).
 
     Args:
         image_size: pixels along a side of a view as the model sees it. patch: pixels along a side of a patch.
-        channels: width of the U-Net at its finest scale. condition_dim, instruction_dim: sizes of the conditioning vectors.
+        channels: width of the U-Net at its finest scale. condition_dim, instruction_dim: sizes of the conditioning
+            vectors.
         actions_per_frame: control steps a frame.
         vocabulary: words of instructions known.
-        cameras: calibration of each of the three views or None, see `CameraGeometry`. rig: name of what they were calibrated on.
-        max_linear, max_rotation: the longest command in one control step, m and rad. lowest_tcp: m, or None, see `Tracking`.
-        success_threshold, success_frames: success is a reward probability above the threshold for so many frames in a row.
+        cameras: calibration of each of the three views or None, see `CameraGeometry`. rig: name of what they were
+            calibrated on.
+        max_linear, max_rotation: the longest command in one control step, m and rad. lowest_tcp: m, or None, see
+            `Tracking`.
+        success_threshold, success_frames: success is a reward probability above the threshold for so many frames in a
+            row.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -92,7 +101,10 @@ class WorldModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         facts = 2 * STATE_DIM + 14 + actions_per_frame * STATE_DIM + 2 * 12 * 4 + 2
         self.condition = nn.Sequential(
-            nn.Linear(facts + instruction_dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim), nn.SiLU()
+            nn.Linear(facts + instruction_dim, condition_dim),
+            nn.SiLU(),
+            nn.Linear(condition_dim, condition_dim),
+            nn.SiLU(),
         )
         inputs = 3 * self.frame_channels + 2 * self.view_channels + VIEWS * 2 * MAPS_PER_VIEW + 2
         self.unet = UNet(inputs, channels, condition_dim)
@@ -113,10 +125,12 @@ class WorldModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         assert self.to_masks.bias is not None
         self.to_masks.bias.data.view(-1, patch * patch)[[1, 4, 7]] = 1.0
         # nn.Module.to: the one of diffusers imports peft and transformers (seconds).
-        nn.Module.to(self, memory_format=torch.channels_last)
+        nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def move(self, kinematics: Tensor, actions: Tensor) -> tuple[Kinematics, Tensor]:
-        """The arm alone: packed kinematics (B, 39) and actions (B, K, 7) -> kinematics after them, commanded states (B, K, 10)."""
+        """The arm alone: packed kinematics (B, 39) and actions (B, K, 7) -> kinematics after them, commanded states (B,
+        K, 10).
+        """
         k = Kinematics.unpack(kinematics)
         commanded = []
         for i in range(actions.shape[1]):
@@ -186,7 +200,9 @@ class WorldModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         angles = torch.cat([state[:, :3], then[:, :3], state[:, 3:6], then[:, 3:6]], 1)[..., None]
         angles = (angles * self.get_buffer("frequencies")).flatten(1)
         change = (then - state) / scale
-        return torch.cat([state, change, motion, plan, angles.sin(), angles.cos(), sigma[:, None], calibrated[:, None]], 1)
+        return torch.cat(
+            [state, change, motion, plan, angles.sin(), angles.cos(), sigma[:, None], calibrated[:, None]], 1
+        )
 
     def _warped(
         self, last: Tensor, first: Tensor, first_k: Tensor, now: Kinematics, then: Kinematics, calibrated: Tensor
@@ -203,7 +219,9 @@ class WorldModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return torch.cat([warped[:batch], warped[batch:]], 1)
 
     def _compose(self, change: Tensor, masks: Tensor, last: Tensor, first: Tensor, warped: Tensor) -> Tensor:
-        """Each pixel is a mixture of a new value and copies: of the last and first frame, in the wrist view also warped ones."""
+        """Each pixel is a mixture of a new value and copies: of the last and first frame, in the wrist view also warped
+        ones.
+        """
         batch, grid, n = len(last), self.grid, self.config["patch"] ** 2
 
         def views(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Images as patches: what the network sees of three camera images.
 
 A *frame* is the three views of one moment at 64x64, pixel-unshuffled by 4: channels (view, rgb, row in patch, column in
-patch) of a 16x16 grid. On disk and in memory frames are uint8 (16, 16, 144); in the network float (B, 144, 16, 16) in -1..1.
+patch) of a 16x16 grid. On disk and in memory frames are uint8 (16, 16, 144); in the network float (B, 144, 16, 16) in
+-1..1.
 """
 
 from __future__ import annotations

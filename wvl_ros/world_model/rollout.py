@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,9 @@ _BFLOAT16_BATCH = 4  # below it, float32 is as fast
 
 @dataclass
 class ImaginedFrame:
-    """One frame of B rollouts: `frame` (B, C, G, G) in -1..1, `success_probability` (B,), packed `kinematics` (B, 39)."""
+    """One frame of B rollouts: `frame` (B, C, G, G) in -1..1, `success_probability` (B,), packed `kinematics` (B,
+    39).
+    """
 
     frame: Tensor
     success_probability: Tensor
@@ -32,7 +35,8 @@ class Rollouts:
     Args:
         model: in evaluation mode.
         steps: denoising steps a frame. bfloat16: None decides by processor and batch.
-        stop_at_success: whether a rollout ends when the reward head has seen success (threshold and run of the model's config).
+        stop_at_success: whether a rollout ends when the reward head has seen success (threshold and run of the model's
+            config).
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class Rollouts:
     def start(
         self, frames: Tensor, kinematics: Tensor, instructions: Sequence[str], calibrated: Tensor, seeds: Sequence[int]
     ) -> None:
-        """Begins B rollouts from first frames (B, C, G, G), packed kinematics (B, 39); `calibrated` (B,) as for the model."""
+        """Begins B rollouts from first frames (B, C, G, G), packed kinematics (B, 39); `calibrated` (B,) as for the
+        model.
+        """
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self.first = self.last = frames.contiguous(memory_format=torch.channels_last)
         self.first_kinematics = self.kinematics = self._base = kinematics.clone()
@@ -63,7 +69,9 @@ class Rollouts:
 
     @torch.no_grad()
     def move(self, actions: Tensor) -> Tensor:
-        """One control step of all arms under `actions` (B, 7); returns packed kinematics (B, 39). Images stay as they are."""
+        """One control step of all arms under `actions` (B, 7); returns packed kinematics (B, 39). Images stay as they
+        are.
+        """
         self._actions.append(actions.float())
         moved = self.model.move(self.kinematics, actions.float()[:, None])[0].pack()
         self.kinematics = torch.where(self.active[:, None], moved, self.kinematics)
@@ -114,7 +122,7 @@ class Rollouts:
         bfloat16 = self.bfloat16 if self.bfloat16 is not None else len(rows) >= _BFLOAT16_BATCH and has_bfloat16()
         given = (self.last[rows], self.first[rows], self.first_kinematics[rows], self._base[rows], actions)
         words, calibrated = self.tokens[rows], self.calibrated[rows]
-        for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for now, after in itertools.pairwise(sigmas):
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 out = self.model(x, now.expand(len(rows)), *given, words, calibrated)
             x = x + (after - now) * (x - out.frame) / now if after > 0 else out.frame
@@ -127,5 +135,7 @@ def has_bfloat16() -> bool:
 
 
 def first_kinematics(poses: Tensor, grippers: Tensor, commands: Tensor) -> Tensor:
-    """Packed kinematics (B, 39) of arms at rest: measured poses (B, 6), gripper positions (B, 1), commands in force (B, 7)."""
+    """Packed kinematics (B, 39) of arms at rest: measured poses (B, 6), gripper positions (B, 1), commands in force (B,
+    7).
+    """
     return Kinematics.at_rest(poses.float(), grippers.float(), commands.float()).pack()
