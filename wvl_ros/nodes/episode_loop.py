@@ -205,6 +205,7 @@ class EpisodeLoop(threading.Thread):
         episode = load_source(source)
         if episode is not None:
             options["source"] = episode
+            options["task"] = ""  # a recorded episode has its own
         observation, info = world.reset(
             seed=seed, options={name: value for name, value in options.items() if value != ""}
         )

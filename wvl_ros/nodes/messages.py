@@ -10,13 +10,13 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, JointState
 
 from wvl_ros.errors import ActionError
 from wvl_ros.msg import ActionChunk
 from wvl_ros.policies.interface import Chunk
 from wvl_ros.worlds.droid import CONTROL_HZ, FINGER_NAMES, FINGER_TRAVEL, JOINT_NAMES, check_chunk
+from wvl_ros.worlds.quaternion import euler_to_quaternion
 
 BASE_FRAME = "base"
 SECOND = 1_000_000_000
@@ -47,23 +47,10 @@ def flange_pose(observation: dict[str, np.ndarray], stamp: Time) -> PoseStamped:
     message = PoseStamped()
     message.header.stamp, message.header.frame_id = stamp, BASE_FRAME
     message.pose.position.x, message.pose.position.y, message.pose.position.z = pose[:3].tolist()
-    x, y, z, w = Rotation.from_euler("xyz", pose[3:6]).as_quat().tolist()
+    x, y, z, w = euler_to_quaternion(pose[3:6]).tolist()
     message.pose.orientation.x, message.pose.orientation.y = x, y
     message.pose.orientation.z, message.pose.orientation.w = z, w
     return message
-
-
-def read_joint_state(message: JointState) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`joint_position` (7,) rad and `gripper_position` (1,), 0 open .. 1 closed."""
-    position = np.asarray(message.position, float)
-    return position[:7], np.clip(1.0 - position[7:8] / FINGER_TRAVEL, 0.0, 1.0)
-
-
-def read_pose(message: PoseStamped) -> NDArray[np.float64]:
-    """`cartesian_position` (6,)."""
-    position, turn = message.pose.position, message.pose.orientation
-    euler = Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_euler("xyz")
-    return np.array([position.x, position.y, position.z, *euler])
 
 
 def camera_info(image: np.ndarray, matrix: NDArray[np.float64] | None, stamp: Time, frame_id: str) -> CameraInfo:
@@ -71,7 +58,7 @@ def camera_info(image: np.ndarray, matrix: NDArray[np.float64] | None, stamp: Ti
     message = CameraInfo()
     message.header.stamp, message.header.frame_id = stamp, frame_id
     message.height, message.width = image.shape[:2]
-    if matrix is not None:
+    if matrix is not None and np.any(matrix):
         message.distortion_model = "plumb_bob"
         message.d = [0.0] * 5
         message.k = np.asarray(matrix, float).ravel().tolist()

@@ -157,7 +157,8 @@ class WorldNode(WvlNode):
     def missing_chunk(self, step: int, seconds: float) -> None:
         """Says who is missing; see `Stage`."""
         topic = self.resolve_topic_name("action_chunk")
-        who = "the policy is silent" if self._policy.alive else f"no policy publishes on '{topic}'"
+        quiet = "the policy is late" if self._realtime else "the policy is silent"
+        who = quiet if self._policy.alive else f"no policy publishes on '{topic}'"
         if seconds:
             self.get_logger().warning(f"No action chunk for step {step} for {seconds:.0f} s: {who}.")
         else:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import yaml
 from rosbags.rosbag2 import Reader, ReaderError
-from scipy.spatial.transform import Rotation
 
 from wvl_ros.errors import EpisodeError
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.images import image_array
+from wvl_ros.sans.states import read_joint_state, read_pose
 from wvl_ros.sans.topics import ABORTED, FINISHED, IMAGES, TOPICS, message_types
-from wvl_ros.worlds.droid import CAMERAS, CONTROL_HZ, FINGER_NAMES, FINGER_TRAVEL, JOINT_NAMES
+from wvl_ros.worlds.droid import CAMERAS, CONTROL_HZ
 
 Messages = dict[str, list[tuple[int, Any]]]  # topic name without namespace -> (header stamp in ns, message)
 
@@ -48,7 +48,7 @@ def read_bag(path: Path | str, *, namespace: str = "", episode_id: str = "") -> 
     commands = np.stack([np.asarray(message.commanded_pose, float) for message in rewards])
     statuses = [m for _, m in messages.get("episode_status", []) if m.episode_id == episode_id]
     status = statuses[-1] if statuses else None
-    joints = [_joints(m) for m in _latest(path, "joint_states", messages, stamps)]
+    states = [read_joint_state(m) for m in _latest(path, "joint_states", messages, stamps)]
     outcome = (
         status.outcome if status is not None and status.state in (FINISHED, ABORTED) else note.get("outcome", "aborted")
     )
@@ -58,9 +58,9 @@ def read_bag(path: Path | str, *, namespace: str = "", episode_id: str = "") -> 
     }
     return Episode(
         images=images,
-        joint_position=np.stack([row[:7] for row in joints]),
-        cartesian_position=np.stack([_pose(m) for m in _latest(path, "cartesian_position", messages, stamps)]),
-        gripper_position=np.stack([row[7:] for row in joints]),
+        joint_position=np.stack([joint for joint, _ in states]),
+        cartesian_position=np.stack([read_pose(m) for m in _latest(path, "cartesian_position", messages, stamps)]),
+        gripper_position=np.stack([gripper for _, gripper in states]),
         action=commands[1:],
         reward=np.array([message.reward for message in rewards[1:]], np.float32),
         task=status.task if status else "",
@@ -172,24 +172,6 @@ def _latest(path: Path, name: str, messages: Messages, stamps: list[int]) -> lis
             )
         chosen.append(rows[index][1])
     return chosen
-
-
-def _joints(message: Any) -> np.ndarray:
-    """Seven joints in rad and the gripper (0 open .. 1 closed) of a joint state; by name, else by order."""
-    names, values = list(message.name), np.asarray(message.position, float)
-    wanted = (*JOINT_NAMES, FINGER_NAMES[0])
-    if all(name in names for name in wanted):
-        values = values[[names.index(name) for name in wanted]]
-    if len(values) < 8:
-        raise EpisodeError(f"A joint state needs seven joints and a finger, but has {len(values)} positions.")
-    return np.append(values[:7], np.clip(1.0 - values[7] / FINGER_TRAVEL, 0.0, 1.0))
-
-
-def _pose(message: Any) -> np.ndarray:
-    """`cartesian_position` (6,) of a pose message."""
-    position, turn = message.pose.position, message.pose.orientation
-    euler = Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_euler("xyz")
-    return np.array([position.x, position.y, position.z, *euler])
 
 
 def _unreadable(path: Path | str, error: Exception) -> EpisodeError:

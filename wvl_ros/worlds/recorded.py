@@ -9,7 +9,7 @@ from PIL import Image
 
 from wvl_ros.errors import EpisodeError
 from wvl_ros.sans.episode import Episode
-from wvl_ros.worlds.droid import CAMERAS, CONTROL_HZ, check_action, convert_chunk
+from wvl_ros.worlds.droid import CAMERAS, check_action, convert_chunk
 from wvl_ros.worlds.interface import Observation, World
 
 
