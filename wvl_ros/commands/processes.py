@@ -23,7 +23,7 @@ from wvl_ros.graphs import PACKAGE, Node
 INTERRUPT_SECONDS = 15.0  # after SIGINT: a recorder may still be closing its bag and rendering
 TERMINATE_SECONDS = 3.0
 POLL_SECONDS = 0.05
-_LEVEL = re.compile(r"\[(DEBUG|INFO|WARN|ERROR|FATAL)\]")
+_LOG_LINE = re.compile(r"\[(DEBUG|INFO|WARN|ERROR|FATAL)\] (?:\[[\d.]+\] )?(.*)")  # ROS: level, time, logger and text
 _PR_SET_PDEATHSIG = 1
 
 
@@ -77,7 +77,7 @@ class Child:
         words: Sequence[str],
         env: Mapping[str, str],
         log: Path | None,
-        report: Callable[[str, str], None],
+        report: Callable[[str], None],
         stdout: IO[str] | None = None,
     ) -> None:
         self.node = node
@@ -110,13 +110,13 @@ class Child:
         with self.log.open("w", encoding="utf-8", buffering=1) as file:
             for line in self.process.stdout:
                 file.write(line)
-                level = _LEVEL.match(line)
-                if level:
-                    important = level[1] in ("WARN", "ERROR", "FATAL")
+                logged = _LOG_LINE.match(line)
+                if logged:
+                    important = logged[1] in ("WARN", "ERROR", "FATAL")
                 elif line.startswith("Traceback"):
                     important = True  # and so are the lines that follow it
                 if important:
-                    self._report(self.name, line.rstrip())
+                    self._report(f"[{logged[1]}] {logged[2]}" if logged else f"[{self.name}] {line.rstrip()}")
 
     @property
     def code(self) -> int | None:
@@ -127,7 +127,7 @@ class Child:
         """How it ended, in words."""
         code = self.process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"{self.name} {how}" + (f" (log: {self.log})" if self.log else "")
+        return f"{self.name} {how}"
 
     def send(self, number: int) -> None:
         """Sends a signal; SIGKILL also to all that it started."""

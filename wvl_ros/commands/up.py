@@ -17,7 +17,7 @@ from wvl_ros.commands.processes import POLL_SECONDS, Child, command, ros_argumen
 from wvl_ros.errors import ConfigError
 from wvl_ros.graphs import GRAPHS, Graph, Node, parse_assignments, share
 
-NOTICE_SECONDS = 4.0  # for the others to notice a dead peer (a lease of 2 s) and to say so
+NOTICE_SECONDS = 8.0  # for the others to notice a dead peer (a lease of 2 s), to say so and to close the episode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,9 +127,9 @@ def _started(graph: Graph, nodes: list[Node], log: Path, quiet: bool) -> Iterato
             child.finish()
 
 
-def _report(name: str, line: str) -> None:
+def _report(line: str) -> None:
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the runner's live line
-    print(f"{clear}[{name}] {line}", file=sys.stderr, flush=True)
+    print(f"{clear}{line}", file=sys.stderr, flush=True)
 
 
 def _watch(graph: Graph, children: list[Child], received: list[int]) -> tuple[int, str]:
@@ -141,11 +141,11 @@ def _watch(graph: Graph, children: list[Child], received: list[int]) -> tuple[in
                 continue
             if child in optional:
                 optional.discard(child)
-                _report("wvl", f"{child.ending()}; the others go on.")
+                _report(f"wvl: {child.ending()}; the others go on.")
             elif child.node.executable == graph.runner:
                 return _runner_code(child.code), f"{child.ending()}."
             elif child.node.required:
-                _report("wvl", f"{child.ending()}; stopping the others.")
+                _report(f"wvl: {child.ending()}; stopping the others.")
                 _await_notice(graph, children, received)
                 return 2 if child.code == 2 else 1, f"{child.ending()}."
         time.sleep(POLL_SECONDS)
