@@ -22,7 +22,7 @@ EVALUATION_SEED = 1_000_000  # from here on never used for training or choices; 
 
 @dataclass(frozen=True)
 class Start:
-    """One episode to run: task, seed of its scene, a fixed scene variant or None, and whether its wording is held out."""
+    """One episode to run: task, seed of its scene, a scene variant or None, and whether its wording is held out."""
 
     task: str
     seed: int

@@ -42,9 +42,9 @@ class PolicyConfig:
     cameras: tuple[str, ...] = ("exterior_image_1_left", "wrist_image_left")
     image_size: int = 64
     patch: int = 4
-    channels: int = 24
+    channels: int = 16
     layers: int = 2
-    keypoints: int = 24
+    keypoints: int = 16
     hidden: int = 256
     language_dim: int = 32
     chunk_size: int = 9
@@ -86,10 +86,6 @@ class Inputs:
     images: Tensor
     state: Tensor
     words: Tensor
-
-    def __getitem__(self, rows: Tensor) -> Inputs:
-        """Some rows of the batch."""
-        return Inputs(self.images[rows], self.state[rows], self.words[rows])
 
 
 @dataclass

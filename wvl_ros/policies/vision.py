@@ -31,8 +31,10 @@ def shrink(images: Sequence[np.ndarray], size: int, camera: str) -> Tensor:
             raise ObservationError(
                 f"The image of '{camera}' is {height}x{width}, but the policy needs at least {size}x{size} pixels."
             )
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
-        small.append(F.adaptive_avg_pool2d(pixels, size).round_().to(torch.uint8))
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        if pixels.shape[2:] != (size, size):
+            pixels = F.adaptive_avg_pool2d(pixels.float(), size).round_().to(torch.uint8)
+        small.append(pixels)
     return torch.cat(small)
 
 

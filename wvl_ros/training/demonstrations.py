@@ -1,15 +1,15 @@
 """Demonstrations for behaviour cloning: recorded with corrections in the tabletop, or read from any episodes.
 
 Following DART (Laskey et al. 2017) the expert is disturbed while it acts, and its undisturbed choice is kept as the
-label at every visited state, in `Episode.extra["label"]`; a clone then knows how to come back. Of all other episodes only
-the successful ones teach, by their labels where they have some, or else by their own actions (a person's, on a robot).
+label at every visited state, in `Episode.extra["label"]`; a clone then knows how to come back. Of all other episodes
+only the successful ones teach, by their labels where they have some, or else by their own actions (a person's).
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,13 +153,14 @@ def _record_to_file(task: str, seed: int, path: Path) -> None:
     record_demonstration(task, seed).save(path)
 
 
-def read_episodes(folder: Path) -> Iterator[Episode]:
-    """Episodes of a folder (and the folders below it) that can teach a policy.
+def read_episodes(folders: Sequence[Path]) -> Iterator[Episode]:
+    """Episodes of some folders (and the folders below them) that can teach a policy.
 
     Raises:
-        EpisodeError: no such folder, or nothing in it to learn from.
+        EpisodeError: no such folder, or nothing in them to learn from.
     """
-    paths = sorted(folder.rglob("*.safetensors"))
+    folder = ", ".join(str(path) for path in folders)
+    paths = [path for parent in folders for path in sorted(parent.rglob("*.safetensors"))]
     if not paths:
         raise EpisodeError(
             f"'{folder}' holds no episodes (*.safetensors); record some with --demonstrations or 'wvl collect'."
@@ -223,7 +224,7 @@ def key_places(episode: Episode) -> Array:
     """
     closed = episode.action[:, -1] >= 0.5
     if closed.all() or not closed.any():
-        height = episode.cartesian_position[1:, 2]
+        height = episode.cartesian_position[:-1, 2]
         closed = height < height.min() + _WORK_HEIGHT
     edges = np.flatnonzero(np.diff(np.concatenate([[0], closed.astype(int), [0]])))
     stretches = [(a, b) for a, b in edges.reshape(-1, 2) if b - a >= _SHORTEST_WORK]
@@ -241,29 +242,41 @@ class Samples:
     """All decisions of a set of demonstrations.
 
     Attributes:
-        inputs: of the network, N rows.
+        images: uint8 (N, cameras, 3, S, S). state: float32 (N, 10).
         actions: float32 (N, T, 7), see `chunk_targets`. places: float32 (N, 6), see `key_places`.
-        task: int64 (N,) index into `tasks`.
+        instruction, task: int64 (N,) index into `instructions` and `tasks`.
     """
 
-    inputs: Inputs
+    images: Tensor
+    state: Tensor
     actions: Tensor
     places: Tensor
+    instruction: NDArray[np.int64]
     task: NDArray[np.int64]
+    instructions: tuple[str, ...]
     tasks: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.actions)
 
+    def inputs(self, rows: NDArray[np.int64], tokenizer: WordTokenizer) -> Inputs:
+        """The network's input for some rows."""
+        words = tokenizer.encode([self.instructions[i] for i in self.instruction[rows]])
+        return Inputs(self.images[rows], self.state[rows], torch.from_numpy(words))
 
-def build_samples(episodes: Sequence[Episode] | Iterator[Episode], config: PolicyConfig) -> Samples:
-    """The decisions of episodes for a policy's cameras, chunk size and vocabulary.
+
+def build_samples(episodes: Iterable[Episode], config: PolicyConfig) -> Samples:
+    """The decisions of episodes for a policy's cameras and chunk size.
 
     Raises:
         EpisodeError: an episode lacks one of the policy's cameras.
     """
-    tokenizer = WordTokenizer(config.vocabulary, config.max_words)
-    images, states, words, actions, places, tasks = [], [], [], [], [], []
+    images: list[Tensor] = []
+    states: list[NDArray[np.float32]] = []
+    actions: list[Array] = []
+    places: list[Array] = []
+    instructions: list[str] = []
+    tasks: list[str] = []
     for episode in episodes:
         chunks = chunk_targets(episode, config.chunk_size)
         useful = ~np.isnan(chunks[:, 0, 0])
@@ -279,17 +292,21 @@ def build_samples(episodes: Sequence[Episode] | Iterator[Episode], config: Polic
             views.append(shrink(list(episode.images[camera][steps // episode.image_stride]), config.image_size, camera))
         images.append(torch.stack(views, 1))
         states += [state_vector({name: getattr(episode, name)[step] for name in _STATE}) for step in steps]
-        words.append(np.repeat(tokenizer.encode([episode.instruction]), len(steps), axis=0))
         actions.append(chunks[useful])
         places.append(key_places(episode)[useful])
+        instructions += [episode.instruction] * len(steps)
         tasks += [episode.task] * len(steps)
-    names = tuple(sorted(set(tasks)))
+    texts, instruction = np.unique(instructions, return_inverse=True)
+    names, task = np.unique(tasks, return_inverse=True)
     return Samples(
-        Inputs(torch.cat(images), torch.from_numpy(np.stack(states)), torch.from_numpy(np.concatenate(words))),
-        torch.from_numpy(np.concatenate(actions)).float(),
-        torch.from_numpy(np.concatenate(places)).float(),
-        np.array([names.index(task) for task in tasks]),
-        names,
+        images=torch.cat(images),
+        state=torch.from_numpy(np.stack(states)),
+        actions=torch.from_numpy(np.concatenate(actions)).float(),
+        places=torch.from_numpy(np.concatenate(places)).float(),
+        instruction=instruction,
+        task=task,
+        instructions=tuple(str(text) for text in texts),
+        tasks=tuple(str(name) for name in names),
     )
 
 

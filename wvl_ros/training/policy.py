@@ -7,7 +7,8 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from wvl_ros.checkpoints import find
 from wvl_ros.errors import ConfigError
 from wvl_ros.policies.network import Inputs, PolicyConfig, behaviour_loss
 from wvl_ros.policies.small import SmallPolicy
@@ -94,7 +96,7 @@ class SupervisedTrainer:
         self.policy, self.samples, self.config, self.out = policy, samples, config, out
         self.network = policy.network
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay, fused=True
+            self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
         )
         self.step, self.elapsed = 0, 0.0
         self._rows = [np.flatnonzero(samples.task == i) for i in range(len(samples.tasks))]
@@ -169,8 +171,8 @@ class SupervisedTrainer:
         """A batch with every task equally often, drawn from seed and step alone: a resumed run sees the same."""
         rng = np.random.default_rng([self.config.seed, self.step])
         tasks = rng.integers(len(self._rows), size=self.config.batch_size)
-        rows = torch.from_numpy(np.array([rng.choice(self._rows[task]) for task in tasks]))
-        inputs = self.samples.inputs[rows]
+        rows = np.array([rng.choice(self._rows[task]) for task in tasks])
+        inputs = self.samples.inputs(rows, self.policy.tokenizer)
         hidden = torch.from_numpy(rng.random(inputs.words.shape) < self.config.word_dropout) & (inputs.words > 0)
         words = torch.where(hidden, torch.ones_like(inputs.words), inputs.words)
         return Inputs(inputs.images, inputs.state, words), self.samples.actions[rows], self.samples.places[rows]
@@ -186,7 +188,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=METHODS, default="sft", help="how to train (sft: supervised, on demonstrations)"
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of episodes to learn from")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of episodes to learn from")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the new checkpoint; a stopped training goes on there"
     )
@@ -195,7 +197,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="training time (default: 5)")
     parser.add_argument("--steps", type=int, help="number of steps, instead of or besides --minutes")
     parser.add_argument(
-        "--demonstrations", type=int, default=0, help="first record so many in the tabletop into --data"
+        "--demonstrations", type=int, default=0, help="first record so many in the tabletop into the first --data"
     )
     parser.add_argument(
         "--tasks", nargs="+", default=["pick_place", "push", "stack", "sweep"], help="for --demonstrations"
@@ -215,7 +217,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ConfigError(f"--{name} must be positive, but is {getattr(args, name)}.")
     torch.set_num_threads(args.threads)
-    recorded = collect(args.data, args.tasks, args.demonstrations, args.workers)
+    recorded = collect(args.data[0], args.tasks, args.demonstrations, args.workers)
     policy, samples = _prepare(args.init, config, args.data)
     trainer = SupervisedTrainer(policy, samples, config, args.out)
     losses = trainer.fit(args.minutes, args.steps)
@@ -238,22 +240,11 @@ def show(result: dict[str, Any]) -> None:
     print(f"The checkpoint is in {result['checkpoint']}")
 
 
-def _prepare(init: str | None, config: TrainConfig, data: Path) -> tuple[SmallPolicy, Samples]:
+def _prepare(init: str | None, config: TrainConfig, data: Sequence[Path]) -> tuple[SmallPolicy, Samples]:
     if init is not None:
-        from wvl_ros.checkpoints import find
-
         policy = SmallPolicy.from_pretrained(find("policy", init))
         return policy, build_samples(read_episodes(data), policy.config)
-    texts = {episode.instruction for episode in read_episodes(data)}
-    vocabulary = WordTokenizer.from_texts(texts).vocabulary
+    samples = build_samples(read_episodes(data), config.policy)
+    vocabulary = WordTokenizer.from_texts(samples.instructions).vocabulary
     torch.manual_seed(config.seed)
-    policy = SmallPolicy(replace(config.policy, vocabulary=vocabulary))
-    return policy, build_samples(read_episodes(data), policy.config)
-
-
-def default_yaml() -> str:
-    """The default settings as YAML, as in config/policy_small.yaml."""
-    values = asdict(TrainConfig())
-    del values["policy"]["vocabulary"]
-    values["policy"]["cameras"] = list(values["policy"]["cameras"])
-    return yaml.safe_dump(values, sort_keys=False)
+    return SmallPolicy(replace(config.policy, vocabulary=vocabulary)), samples

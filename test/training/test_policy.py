@@ -1,0 +1,107 @@
+"""`wvl train policy`: it learns, it resumes exactly, and it refuses bad settings in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wvl_ros.errors import CheckpointError, ConfigError, EpisodeError
+from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.training import policy as training
+from wvl_ros.training.demonstrations import collect
+
+SMALL = "policy: {channels: 8, keypoints: 8, hidden: 64}\nwarmup_steps: 10\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demonstrations")
+    collect(folder, ["pick_place", "push"], 4)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def train(*words: object) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    training.add_arguments(parser)
+    return training.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_it_learns_and_writes_a_checkpoint(data: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = train("--data", data, "--out", out, "--config", config, "--steps", 300)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [100, 200, 300]
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+    assert result["losses"] == pytest.approx({k: lines[-1][k] for k in result["losses"]}, abs=1e-4)
+    policy = SmallPolicy.from_pretrained(out)
+    assert "cube" in policy.config.vocabulary
+    training.show(result)
+
+
+def test_a_stopped_training_goes_on_exactly(data: Path, config: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    words = ("--data", data, "--config", config, "--steps", 24)
+    train(*words, "--out", tmp_path / "whole")
+    update = training.SupervisedTrainer._update
+
+    def stop_at_ten(self: training.SupervisedTrainer, progress: float) -> dict[str, float]:
+        if self.step == 10:
+            self.save()
+            raise KeyboardInterrupt
+        return update(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.SupervisedTrainer, "_update", stop_at_ten)
+        with pytest.raises(KeyboardInterrupt):
+            train(*words, "--out", tmp_path / "parts")
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    result = train(*words, "--out", tmp_path / "parts")
+    assert result["steps"] == 24
+    one, other = (SmallPolicy.from_pretrained(tmp_path / name).network.state_dict() for name in ("whole", "parts"))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_it_can_start_from_a_checkpoint(data: Path, config: Path, tmp_path: Path) -> None:
+    train("--data", data, "--out", tmp_path / "first", "--config", config, "--steps", 2)
+    train("--data", data, "--out", tmp_path / "second", "--init", tmp_path / "first", "--steps", 2)
+    first, second = (SmallPolicy.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert first.config == second.config
+    with pytest.raises(CheckpointError, match="another model"):
+        train("--data", data, "--out", tmp_path / "second", "--steps", 4)
+
+
+def test_bad_settings_are_named(data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    for text, sentence in (
+        ("batch: 3", "unknown setting 'batch'"),
+        ("policy: {depth: 3}", "unknown setting 'depth'"),
+        ("batch_size: 0", "batch_size must be positive"),
+        ("batch_size: many", "wrong type"),
+        ("word_dropout: 1.5", "word_dropout must lie in"),
+        ("[1, 2]", "should be a mapping"),
+        ("a: [", "cannot be read"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(ConfigError, match=sentence):
+            train("--data", data, "--out", tmp_path / "out", "--config", bad)
+    with pytest.raises(ConfigError, match="--steps must be positive"):
+        train("--data", data, "--out", tmp_path / "out", "--steps", 0)
+    with pytest.raises(EpisodeError, match="holds no episodes"):
+        train("--data", tmp_path / "nowhere", "--out", tmp_path / "out", "--steps", 1)
+
+
+def test_the_shipped_configuration_is_the_default() -> None:
+    path = Path(__file__).parents[2] / "config" / "policy_small.yaml"
+    assert training.TrainConfig.from_yaml(path) == training.TrainConfig()
