@@ -29,6 +29,27 @@ def _compiled(layout: scene.Layout, width: int, height: int) -> mujoco.MjModel:
     return scene.build(layout, width, height)
 
 
+@functools.lru_cache(maxsize=1)
+def _calibration() -> dict[str, dict[str, Any]]:
+    model = scene.build(TASKS["pick_place"].layout("single"))
+    data = mujoco.MjData(model)
+    data.qpos[:7] = droid.RESET_JOINTS
+    mujoco.mj_forward(model, data)
+    flange, turn = kinematics.flange_pose(droid.RESET_JOINTS)
+    calibration: dict[str, dict[str, Any]] = {}
+    for camera in droid.CAMERAS:
+        index = model.camera(camera).id
+        position, rotation = data.cam_xpos[index].copy(), data.cam_xmat[index].reshape(3, 3).copy()
+        on_arm = model.cam_bodyid[index] != 0
+        calibration[camera] = {
+            "position": turn.T @ (position - flange) if on_arm else position,
+            "rotation": turn.T @ rotation if on_arm else rotation,
+            "fovy_deg": float(model.cam_fovy[index]),
+            "parent": "flange" if on_arm else "base",
+        }
+    return calibration
+
+
 class TabletopWorld(World):
     """FR3 on a table with cubes, blocks, disks and balls. See `World` for observations, actions and `info`.
 
@@ -281,23 +302,7 @@ class TabletopWorld(World):
 
         Rotation columns are MuJoCo's camera axes: x right, y up, the camera looks along -z.
         """
-        model = _compiled(TASKS["pick_place"].layout("single"), self.image_width, self.image_height)
-        data = mujoco.MjData(model)
-        data.qpos[:7] = droid.RESET_JOINTS
-        mujoco.mj_forward(model, data)
-        flange, turn = kinematics.flange_pose(droid.RESET_JOINTS)
-        calibration: dict[str, dict[str, Any]] = {}
-        for camera in droid.CAMERAS:
-            index = model.camera(camera).id
-            position, rotation = data.cam_xpos[index].copy(), data.cam_xmat[index].reshape(3, 3).copy()
-            on_arm = model.cam_bodyid[index] != 0
-            calibration[camera] = {
-                "position": turn.T @ (position - flange) if on_arm else position,
-                "rotation": turn.T @ rotation if on_arm else rotation,
-                "fovy_deg": float(model.cam_fovy[index]),
-                "parent": "flange" if on_arm else "base",
-            }
-        return calibration
+        return {camera: dict(facts) for camera, facts in _calibration().items()}
 
     def camera_info(self, camera: str) -> NDArray[np.float64]:
         """The pinhole matrix K (3, 3) in pixels of a camera at this world's image size.
@@ -307,7 +312,7 @@ class TabletopWorld(World):
         """
         if camera not in droid.CAMERAS:
             raise UnknownNameError("camera", camera, droid.CAMERAS)
-        fovy = self.camera_calibration()[camera]["fovy_deg"]
+        fovy = _calibration()[camera]["fovy_deg"]
         focal = self.image_height / 2 / np.tan(np.deg2rad(fovy) / 2)
         return np.array([[focal, 0.0, self.image_width / 2], [0.0, focal, self.image_height / 2], [0.0, 0.0, 1.0]])
 
