@@ -178,6 +178,7 @@ class EpisodeLoop(threading.Thread):
         self._chunks.begin(report.episode_id)
         self.report = report
         request.started.set_result(report.episode_id)
+        self._republish = False
         try:
             self._show(observation, report, request)
             report = self._episode(world, observation, report, request)

@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.duration import Duration
 from rclpy.task import Future
 from rosgraph_msgs.msg import Clock as ClockMessage
@@ -65,7 +66,8 @@ class WorldNode(WvlNode):
             name, lambda: self._make(name, settings), self, self._chunks, realtime=self._realtime, defaults=defaults
         )
         self._loop.start()
-        self.create_service(ResetWorld, "reset", self._on_reset)
+        # A group of its own: while a reset is awaited, all other callbacks must go on.
+        self.create_service(ResetWorld, "reset", self._on_reset, callback_group=ReentrantCallbackGroup())
         self._action = ActionServer(self, RunEpisode, "run_episode", self._run_episode, cancel_callback=self._on_cancel)
         self._goals: dict[bytes, EpisodeRequest] = {}
         self.create_timer(1.0, self._publish_diagnostics, clock=self.wall)
