@@ -16,7 +16,11 @@ from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.worlds import droid
 
-TEXTS = ["put the red cube on the yellow disk", "put the blue cube on the yellow disk", "push the yellow block to the red disk"]
+TEXTS = [
+    "put the red cube on the yellow disk",
+    "put the blue cube on the yellow disk",
+    "push the yellow block to the red disk",
+]
 CONFIG = PolicyConfig(channels=8, keypoints=8, hidden=32, vocabulary=WordTokenizer.from_texts(TEXTS).vocabulary)
 
 
@@ -186,4 +190,4 @@ def test_unknown_targets_do_not_count_in_the_loss() -> None:
     assert bool(part["loss"].isfinite())
     assert part["velocity"] != whole["velocity"]
     nothing = behaviour_loss(outputs, actions * torch.nan, places * torch.nan)
-    assert float(nothing["loss"]) == 0.0
+    assert nothing["loss"].item() == 0.0

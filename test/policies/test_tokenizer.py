@@ -24,7 +24,9 @@ def test_known_words_differ_and_unknown_ones_are_alike() -> None:
 
 def test_case_and_punctuation_do_not_matter() -> None:
     tokenizer = WordTokenizer.from_texts(TEXTS)
-    np.testing.assert_array_equal(tokenizer.encode(["Put the RED cube, on the yellow disk!"]), tokenizer.encode(TEXTS[:1]))
+    np.testing.assert_array_equal(
+        tokenizer.encode(["Put the RED cube, on the yellow disk!"]), tokenizer.encode(TEXTS[:1])
+    )
 
 
 def test_a_vocabulary_without_its_special_words_is_refused() -> None:

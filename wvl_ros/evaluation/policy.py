@@ -91,7 +91,9 @@ class Evaluator:
         from wvl_ros.worlds.tabletop import TabletopWorld
 
         # Policies look at every third step at most, so the frames between need not be rendered.
-        world = self._worlds.setdefault(start.task, TabletopWorld(start.task, image_stride=3))
+        if start.task not in self._worlds:
+            self._worlds[start.task] = TabletopWorld(start.task, image_stride=3)
+        world = self._worlds[start.task]
         observation, info = world.reset(seed=start.seed, options={"variant": start.variant} if start.variant else None)
         instruction = _held_out_wording(world, start.seed) if start.held_out else info["instruction"]
         self.broker.reset(start.seed)

@@ -23,7 +23,8 @@ from wvl_ros.policies.network import Inputs, PolicyConfig, behaviour_loss
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.training import checkpointing
-from wvl_ros.training.demonstrations import Samples, build_samples, collect, read_episodes
+from wvl_ros.training.demonstrations import collect
+from wvl_ros.training.samples import Samples, build_samples, read_episodes
 
 STATE_FILE = "training_state.safetensors"
 LOG_FILE = "log.jsonl"
