@@ -88,7 +88,9 @@ class Slots:
 
     def advance(self, going_on: Tensor, frame: Tensor, kinematics: Tensor) -> None:
         """Takes over the model's frames and kinematics where a slot goes on, ends the others."""
-        self.last = torch.where(going_on[:, None, None, None], frame.detach().clamp(-1, 1), self.last)
+        # One memory layout always: sums depend on it in their last bits, and a resumed run must equal an unbroken one.
+        last = torch.where(going_on[:, None, None, None], frame.detach().clamp(-1, 1), self.last)
+        self.last = last.contiguous(memory_format=torch.channels_last)
         self.kinematics = torch.where(going_on[:, None], kinematics.detach(), self.kinematics)
         self.index = torch.where(going_on, self.index + 1, self.index)
         self.ended = ~going_on

@@ -1,0 +1,61 @@
+"""Measures against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wvl_ros.evaluation import metrics
+from wvl_ros.evaluation.world_model import best_run, choose_threshold, outcome_measures
+
+
+def _image(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(40, 200, (1, 32, 32, 3), dtype=np.uint8)
+
+
+def test_psnr_of_a_known_error() -> None:
+    image = _image()
+    assert metrics.psnr(image, image)[0] == 100
+    assert metrics.psnr(image, image + 10)[0] == pytest.approx(20 * np.log10(255 / 10))
+
+
+def test_ssim_is_one_for_equal_images_and_falls_with_noise() -> None:
+    image = _image()
+    assert metrics.ssim(image, image)[0] == pytest.approx(1.0, abs=1e-5)
+    rng = np.random.default_rng(1)
+    noisy = [np.clip(image + rng.normal(0, s, image.shape), 0, 255).astype(np.uint8) for s in (5, 40)]
+    assert 1 > metrics.ssim(noisy[0], image)[0] > metrics.ssim(noisy[1], image)[0]
+    # Two flat images: only the luminance term is left.
+    dark, bright = (np.full((1, 32, 32, 3), v, np.uint8) for v in (51, 102))
+    expected = (2 * 0.2 * 0.4 + 1e-4) / (0.2**2 + 0.4**2 + 1e-4)
+    assert metrics.ssim(dark, bright)[0] == pytest.approx(expected, abs=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+def test_area_under_curve_counts_pairs(rows: list[tuple[int, bool]]) -> None:
+    scores = np.array([float(s) for s, _ in rows])
+    positive = np.array([p for _, p in rows])
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
+    result = metrics.area_under_curve(scores, positive)
+    assert result is None if not pairs else result == pytest.approx(np.mean(pairs))
+
+
+def test_the_threshold_parts_successes_from_the_rest() -> None:
+    chances = [np.array(c) for c in ([0.1, 0.9, 0.9], [0.2, 0.8, 0.85], [0.1, 0.5, 0.5], [0.95, 0.1, 0.1])]
+    outcomes = ["success", "success", "near_success", "failure"]
+    threshold, frames = choose_threshold(chances, outcomes)
+    # A single spike of 0.95 is told from a success only by its length.
+    assert frames == 2
+    assert 0.5 <= threshold < 0.8
+    measures = outcome_measures(chances, outcomes, threshold, frames)
+    assert measures["accuracy"] == 1.0
+    assert measures["false_success_near"] == 0.0
+    assert best_run(np.array([0.9]), 2) == 0.0
+
+
+def test_episodes_without_an_outcome_do_not_count() -> None:
+    measures = outcome_measures([np.array([0.9]), np.array([0.9])], ["success", "aborted"], 0.5, 1)
+    assert measures["episodes"] == 1
+    assert measures["accuracy"] == 1.0

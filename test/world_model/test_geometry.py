@@ -1,0 +1,69 @@
+"""Calibrated cameras: where things appear, and what a missing or wrong calibration does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wvl_ros.errors import ConfigError
+from wvl_ros.world_model.geometry import CameraGeometry
+from wvl_ros.world_model.kinematics import Kinematics
+
+# One metre above the table's centre, looking straight down, image up along the base's x axis.
+DOWN: dict[str, Any] = {
+    "position": [0.5, 0.0, 1.0],
+    "rotation": [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
+    "fovy_deg": 60.0,
+    "parent": "base",
+}
+# On the flange, looking along its z axis.
+WRIST: dict[str, Any] = {
+    "position": [0.05, 0.0, 0.0],
+    "rotation": [[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]],
+    "fovy_deg": 80.0,
+    "parent": "flange",
+}
+
+
+def _kinematics(x: float, y: float, z: float = 0.4) -> Kinematics:
+    pose = torch.tensor([[x, y, z, np.pi, 0.0, 0.0]])
+    return Kinematics.at_rest(pose, torch.zeros(1, 1), torch.cat([pose, torch.zeros(1, 1)], 1))
+
+
+def test_the_gripper_is_marked_where_the_camera_sees_it() -> None:
+    geometry = CameraGeometry([DOWN, None, WRIST], 16, 64)
+    maps = geometry.maps(_kinematics(0.5 + 0.15, 0.0))
+    shadow = maps[0, 0, 3]
+    row, column = divmod(int(shadow.argmax()), 16)
+    # 0.15 m towards the image's top of a view that is 1.155 m high: 0.13 of its height above the middle.
+    assert column in (7, 8)
+    assert row == int((0.5 - 0.15 / (2 * np.tan(np.pi / 6))) * 16)
+    assert float(maps[0, 1].abs().max()) == 0.0  # the second camera is not calibrated
+
+
+def test_the_wrist_view_moves_with_the_arm_over_the_table() -> None:
+    geometry = CameraGeometry([None, None, WRIST], 16, 64)
+    image = torch.rand(1, 3, 64, 64)
+    here, there = _kinematics(0.5, 0.0), _kinematics(0.55, 0.0)
+    assert torch.allclose(geometry.warp(image, here, here), image, atol=1e-3)
+    moved = geometry.warp(image, here, there)
+    shift = 0.05 / 0.4 / (2 * np.tan(np.deg2rad(40))) * 64  # pixels the table moves
+    whole = round(shift)
+    columns_gap = (moved[0, :, 20:40, 20:40] - image[0, :, 20:40, 20 + whole : 40 + whole]).abs().mean()
+    unmoved_gap = (moved[0, :, 20:40, 20:40] - image[0, :, 20:40, 20:40]).abs().mean()
+    assert columns_gap < unmoved_gap
+
+
+def test_without_calibration_nothing_is_warped() -> None:
+    geometry = CameraGeometry([None, None, None], 16, 64)
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(geometry.warp(image, _kinematics(0.5, 0.0), _kinematics(0.6, 0.1)), image)
+
+
+@pytest.mark.parametrize("broken", [DOWN | {"parent": "flange"}, {k: v for k, v in DOWN.items() if k != "fovy_deg"}])
+def test_a_wrong_calibration_is_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="amera 0"):
+        CameraGeometry([broken, None, None], 16, 64)

@@ -1,0 +1,73 @@
+"""The batched kinematics agree with DROID's conventions, which the worlds use."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from wvl_ros.world_model.kinematics import (
+    Kinematics,
+    Tracking,
+    euler_to_matrix,
+    hand_state,
+    matrix_to_rotvec,
+    rotvec_to_matrix,
+)
+from wvl_ros.worlds import droid
+
+angles = arrays(float, 3, elements=st.floats(-3.1, 3.1))
+nudges = arrays(float, 7, elements=st.floats(-0.3, 0.3))
+
+
+def _at(pose: np.ndarray) -> Kinematics:
+    row = torch.tensor(pose)[None]
+    return Kinematics.at_rest(row[:, :6], row[:, 6:], row)
+
+
+@given(angles)
+def test_euler_angles_are_droids(euler: np.ndarray) -> None:
+    assert np.allclose(euler_to_matrix(torch.tensor(euler)[None])[0].numpy(), droid.euler_to_matrix(euler), atol=1e-12)
+
+
+@given(arrays(float, 3, elements=st.floats(-1.7, 1.7)))
+def test_rotation_vectors_come_back(vector: np.ndarray) -> None:
+    again = matrix_to_rotvec(rotvec_to_matrix(torch.tensor(vector)[None]))[0].numpy()
+    assert np.allclose(again, vector, atol=1e-7)
+
+
+@settings(max_examples=50)
+@given(nudges)
+def test_a_far_command_is_shortened_as_in_every_world(nudge: np.ndarray) -> None:
+    start = np.array([0.5, 0.1, 0.4, 3.0, -0.2, 0.3, 0.0])
+    target = start + nudge * np.array([1, 1, 1, 2, 2, 2, 0])
+    after = Tracking(droid.MAX_LINEAR_DELTA, droid.MAX_ROTATION_DELTA, None).command(
+        _at(start), torch.tensor(target)[None]
+    )
+    limited = droid.limit_pose(target[:6], start[:6])
+    assert np.allclose(after.commanded_position[0].numpy(), limited[:3], atol=1e-9)
+    assert np.allclose(after.commanded_rotation[0].numpy(), droid.euler_to_matrix(limited[3:]), atol=1e-7)
+
+
+def test_no_command_goes_into_the_table() -> None:
+    start = np.array([0.5, 0.0, 0.16, np.pi, 0.0, 0.0, 0.0])
+    down = start - np.array([0, 0, 0.07, 0, 0, 0, 0])
+    after = Tracking(0.075, 0.15, 0.012).command(_at(start), torch.tensor(down)[None])
+    tcp = hand_state(after.commanded_position, after.commanded_rotation, after.gripper_command)[0, 2]
+    assert abs(float(tcp) - 0.012) < 1e-6
+
+
+def test_packing_loses_nothing() -> None:
+    packed = torch.randn(4, 39)
+    assert torch.equal(Kinematics.unpack(packed).pack(), packed)
+
+
+def test_an_unfitted_servo_follows_its_commands_exactly() -> None:
+    tracking = Tracking(0.075, 0.15, None).double()
+    start = np.array([0.5, 0.0, 0.4, 3.1, 0.0, 0.0, 0.0])
+    target = start + np.array([0.01, -0.02, 0.03, 0.02, 0.01, 0.05, 1.0])
+    after = tracking(_at(start), torch.tensor(target)[None])
+    assert np.allclose(after.position[0].detach().numpy(), target[:3], atol=1e-9)
+    assert np.allclose(after.rotation[0].detach().numpy(), droid.euler_to_matrix(target[3:6]), atol=1e-7)
