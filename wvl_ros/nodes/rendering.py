@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from wvl_ros.sans.bag_writer import RecordingReport
 
-NICENESS = "10"
+NICENESS = "5"
 Rendered = Callable[[RecordingReport, str, str, str], None]
 
 

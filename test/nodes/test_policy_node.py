@@ -1,0 +1,108 @@
+"""The policy node against a world played by the test."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy")
+
+from geometry_msgs.msg import PoseStamped  # noqa: E402
+from sensor_msgs.msg import Image, JointState  # noqa: E402
+
+from wvl_ros.msg import ActionChunk, EpisodeStatus, Reward  # noqa: E402
+from wvl_ros.nodes import qos  # noqa: E402
+from wvl_ros.nodes.images import image_message  # noqa: E402
+from wvl_ros.nodes.messages import flange_pose, joint_state, to_time  # noqa: E402
+from wvl_ros.sans.sources import load_source  # noqa: E402
+from wvl_ros.worlds.droid import CAMERAS  # noqa: E402
+
+PERIOD = 66_666_666
+
+
+class FakeRobot:
+    """Publishes observations of the shipped episode, as told, and collects chunks."""
+
+    def __init__(self) -> None:
+        self.node = rclpy.create_node("robot", namespace="/real")
+        self.episode = load_source("droid")
+        kinds = {f"{camera}/image_raw": Image for camera in CAMERAS}
+        kinds |= {"joint_states": JointState, "cartesian_position": PoseStamped, "reward": Reward}
+        self.publishers = {t: self.node.create_publisher(kind, t, qos.OBSERVATION) for t, kind in kinds.items()}
+        self.status = self.node.create_publisher(EpisodeStatus, "episode_status", qos.STATUS)
+        self.chunks: list[ActionChunk] = []
+        self.node.create_subscription(ActionChunk, "action_chunk", self.chunks.append, qos.CHUNK)
+
+    def until(self, condition, patience: float = 60.0) -> None:
+        deadline = time.monotonic() + patience
+        while not condition():
+            assert time.monotonic() < deadline, self.chunks
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+
+    def ready(self) -> None:
+        self.until(lambda: self.node.count_publishers("/real/action_chunk") == 1)
+        self.until(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+
+    def observe(self, name: str, step: int, without: str = "", encoding: str = "rgb8") -> None:
+        observation = self.episode.observation(step)
+        stamp = to_time(10**18 + step * PERIOD)
+        messages = {f"{camera}/image_raw": image_message(observation[camera], stamp, camera) for camera in CAMERAS}
+        for image in messages.values():
+            image.encoding = encoding
+        messages |= {"joint_states": joint_state(observation, stamp), "cartesian_position": flange_pose(observation, stamp)}
+        messages["reward"] = Reward(episode_id=name, step=step)
+        messages["reward"].header.stamp = stamp
+        for topic, message in messages.items():
+            if topic != without:
+                self.publishers[topic].publish(message)
+
+    def begin(self, name: str) -> None:
+        self.status.publish(EpisodeStatus(episode_id=name, state=EpisodeStatus.RUNNING, instruction="go", seed=4))
+
+
+@pytest.fixture
+def robot(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    rclpy.init()
+    robot = FakeRobot()
+    yield robot
+    robot.node.destroy_node()
+    rclpy.shutdown()
+
+
+def test_it_answers_when_a_chunk_is_used_up_and_forgets_between_episodes(robot, start):
+    policy = start("policy", policy="replay", source="droid")
+    robot.ready()
+    for number, name in enumerate(("a", "b")):
+        robot.begin(name)
+        for step in range(17):
+            robot.observe(name, step)
+        robot.until(lambda number=number: len(robot.chunks) == 2 * number + 2)
+    assert [(c.episode_id, c.step, c.chunk_id) for c in robot.chunks] == [("a", 0, 0), ("a", 15, 1), ("b", 0, 0), ("b", 15, 1)]
+    np.testing.assert_array_equal(np.reshape(robot.chunks[3].actions, (15, 7)), robot.episode.action[15:30])
+    assert robot.chunks[1].header.stamp == to_time(10**18 + 15 * PERIOD)
+    assert policy.end() == 0
+
+
+def test_a_topic_that_stops_is_named(robot, start):
+    policy = start("policy", policy="hold")
+    robot.ready()
+    robot.begin("a")
+    robot.observe("a", 0)
+    robot.until(lambda: len(robot.chunks) == 1)
+    for step in range(1, 12):
+        robot.observe("a", step, without="wrist_image_left/image_raw")
+    policy.wait_for("'/real/wrist_image_left/image_raw' has stopped while other topics go on")
+    assert len(robot.chunks) == 1
+
+
+def test_a_picture_it_cannot_read_ends_it_with_a_sentence(robot, start):
+    policy = start("policy", policy="hold")
+    robot.ready()
+    robot.begin("a")
+    robot.observe("a", 0, encoding="yuv422")
+    assert policy.wait() == 2
+    assert "encoding 'yuv422' cannot be read" in policy.output
