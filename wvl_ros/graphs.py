@@ -19,6 +19,7 @@ PACKAGE = "wvl_ros"
 TASKS = ("pick_place", "push", "stack", "sweep")
 POLICIES = ("small", "random", "replay", "hold")
 FRESH = ("", "tabletop")  # sources that are no episode
+CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")  # as droid.CAMERAS, without numpy
 _CLOCK = ("/clock", "clock")  # relative, so that two simulated worlds have two clocks
 
 
@@ -177,20 +178,21 @@ def _loop(values: Values, namespace: str, worlds: list[str], clock: tuple[tuple[
     return nodes
 
 
-def _viewers(values: Values, namespaces: list[str]) -> list[Node]:
-    """RViz with our layout, and for each namespace the robot's model and where it stands."""
+def _viewers(values: Values, worlds: list[str]) -> list[Node]:
+    """RViz with our layout, and for each world the robot's model and where it stands."""
     if not values["rviz"]:
         return []
-    nodes = [Node("rviz2", "rviz2", "/", required=False, package="rviz2", arguments=("-d", str(layout())))]
-    for namespace in namespaces:
-        frames = namespace.strip("/") + "/"
-        model: Values = {"robot_description": robot_description(), "frame_prefix": frames}
-        publisher = "robot_state_publisher"
-        nodes.append(Node(publisher, publisher, namespace, model, required=False, package=publisher))
-        transform = ("--frame-id", "base", "--child-frame-id", f"{frames}base")
-        nodes.append(
-            Node("static_transform_publisher", "base", namespace, {}, (), False, "tf2_ros", arguments=transform)
-        )
+    images = [f"{camera}/image_raw" for camera in CAMERAS]
+    # The layout knows no prefix.
+    topics = [f"{world}/{topic}" for world in worlds for topic in (*images, "robot_description")]
+    moved = tuple((f"/{topic}", _namespace(values, topic)) for topic in topics) if values["namespace"] else ()
+    nodes = [Node("rviz2", "rviz2", "/", {}, moved, False, "rviz2", ("-d", str(layout())))]
+    for world in worlds:
+        namespace, publisher = _namespace(values, world), "robot_state_publisher"
+        model: Values = {"robot_description": robot_description(), "frame_prefix": f"{world}/"}
+        nodes.append(Node(publisher, publisher, namespace, model, (), False, publisher))
+        transform = ("--frame-id", "base", "--child-frame-id", f"{world}/base")
+        nodes.append(Node("static_transform_publisher", "base", namespace, {}, (), False, "tf2_ros", transform))
     return nodes
 
 
@@ -231,14 +233,14 @@ def _imagine(values: Values) -> list[Node]:
         nodes.append(Node("world", "world", real, {"world": kind, **episode}, (_CLOCK, follow)))
         worlds.append(f"{real}/run_episode")
     nodes += _loop(values, imagined, worlds, (_CLOCK,))
-    return nodes + _viewers(values, [imagined, real] if len(worlds) > 1 else [imagined])
+    return nodes + _viewers(values, ["imagined", "real"] if len(worlds) > 1 else ["imagined"])
 
 
 def _real_robot(values: Values) -> list[Node]:
     real = _namespace(values, "real")
     world: Values = {"world": values["robot"], **_pick(values, "task", "instruction", "seed", "max_steps")}
     nodes = [Node("world", "world", real, world), *_loop(values, real, ["run_episode"], ())]
-    return nodes + _viewers(values, [real])
+    return nodes + _viewers(values, ["real"])
 
 
 _COMMON = (
