@@ -85,6 +85,7 @@ class Child:
         self.log = log
         self._report = report
         self._thread: threading.Thread | None = None
+        self._signalled = False
         self.process = subprocess.Popen(
             list(words),
             env=dict(env),
@@ -114,7 +115,8 @@ class Child:
                 if logged:
                     important = logged[1] in ("WARN", "ERROR", "FATAL")
                 elif line.startswith("Traceback"):
-                    important = True  # and so are the lines that follow it
+                    # So are the lines that follow; but Python says KeyboardInterrupt when a signal meets its imports.
+                    important = not self._signalled
                 if important:
                     self._report(f"[{logged[1]}] {logged[2]}" if logged else f"[{self.name}] {line.rstrip()}")
 
@@ -131,6 +133,7 @@ class Child:
 
     def send(self, number: int) -> None:
         """Sends a signal; SIGKILL also to all that it started."""
+        self._signalled = True
         with contextlib.suppress(ProcessLookupError):
             if number == signal.SIGKILL:
                 os.killpg(self.process.pid, number)
