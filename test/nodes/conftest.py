@@ -24,7 +24,13 @@ class Process:
     def __init__(self, executable: str, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
         self.executable = executable
         self.log = folder / f"{executable}-{len(list(folder.glob('*.log')))}.log"
-        command = [sys.executable, "-c", f"from wvl_ros.nodes.{executable} import main; main()", "--ros-args", *arguments]
+        command = [
+            sys.executable,
+            "-c",
+            f"from wvl_ros.nodes.{executable} import main; main()",
+            "--ros-args",
+            *arguments,
+        ]
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder)
 

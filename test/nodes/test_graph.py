@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 
 from wvl_ros.sans.bag import read_bag
 from wvl_ros.sans.droid import read_video
+from wvl_ros.sans.render import find_reference
 from wvl_ros.sans.sources import load_source
-
-Start = Callable[..., object]
 
 
 def only_recording(out: Path) -> Path:
@@ -49,6 +47,24 @@ def test_replay_is_recorded_exactly_and_rendered(start, recorded, tmp_path):
     for node in (world, policy, recorder):
         assert node.end() == 0
         assert "Traceback" not in node.output
+
+
+def test_a_second_world_follows_and_is_shown_above(start, recorded, tmp_path):
+    out = tmp_path / "out"
+    recorded(max_steps=16)
+    recorded("-r", "action_chunk:=/real/action_chunk", namespace="/other")
+    start("policy", policy="replay", source="droid")
+    start("recorder", out=out, reference="/other")
+    runner = start("runner", episodes=2, worlds="['run_episode', '/other/run_episode']")
+    assert runner.wait() == 0, runner.output
+    for folder in out.iterdir():
+        episode = read_bag(folder / "bag")
+        reference = find_reference(folder / "bag", episode)
+        assert reference.episode.episode_id != episode.episode_id
+        assert (
+            len(reference.episode) >= 17
+        )  # it has the whole recording to play, so it is stopped when the first has ended
+        assert read_video(folder / "rollout.mp4").shape[1] > 2 * 192
 
 
 def test_killed_policy_aborts_the_episode_everywhere(start, recorded, tmp_path):

@@ -51,7 +51,10 @@ class FakeRobot:
         messages = {f"{camera}/image_raw": image_message(observation[camera], stamp, camera) for camera in CAMERAS}
         for image in messages.values():
             image.encoding = encoding
-        messages |= {"joint_states": joint_state(observation, stamp), "cartesian_position": flange_pose(observation, stamp)}
+        messages |= {
+            "joint_states": joint_state(observation, stamp),
+            "cartesian_position": flange_pose(observation, stamp),
+        }
         messages["reward"] = Reward(episode_id=name, step=step)
         messages["reward"].header.stamp = stamp
         for topic, message in messages.items():
@@ -81,7 +84,12 @@ def test_it_answers_when_a_chunk_is_used_up_and_forgets_between_episodes(robot, 
         for step in range(17):
             robot.observe(name, step)
         robot.until(lambda number=number: len(robot.chunks) == 2 * number + 2)
-    assert [(c.episode_id, c.step, c.chunk_id) for c in robot.chunks] == [("a", 0, 0), ("a", 15, 1), ("b", 0, 0), ("b", 15, 1)]
+    assert [(c.episode_id, c.step, c.chunk_id) for c in robot.chunks] == [
+        ("a", 0, 0),
+        ("a", 15, 1),
+        ("b", 0, 0),
+        ("b", 15, 1),
+    ]
     np.testing.assert_array_equal(np.reshape(robot.chunks[3].actions, (15, 7)), robot.episode.action[15:30])
     assert robot.chunks[1].header.stamp == to_time(10**18 + 15 * PERIOD)
     assert policy.end() == 0

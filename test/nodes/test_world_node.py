@@ -30,7 +30,9 @@ class Client:
     def __init__(self, namespace: str) -> None:
         self.node = rclpy.create_node("tester", namespace=namespace)
         self.seen: dict[str, list] = {}
-        topics = {f"{camera}/image_raw": Image for camera in CAMERAS} | {f"{camera}/camera_info": CameraInfo for camera in CAMERAS}
+        topics = {f"{camera}/image_raw": Image for camera in CAMERAS} | {
+            f"{camera}/camera_info": CameraInfo for camera in CAMERAS
+        }
         for topic, kind in (topics | {"joint_states": JointState, "reward": Reward}).items():
             self.listen(topic, kind, qos.OBSERVATION)
         self.listen("episode_status", EpisodeStatus, qos.STATUS)
@@ -193,7 +195,7 @@ def test_a_follower_takes_the_leaders_chunks(client, recorded):
     for seed in range(2):  # chunks may come before the follower's episode, as in the first round
         leader = client.goal()
         count = len(client.seen["reward"])
-        name = client.until(lambda: [m for m in client.seen["reward"] if m.step == 0][seed:])[0].episode_id
+        name = client.until(lambda n=seed: [m for m in client.seen["reward"] if m.step == 0][n:])[0].episode_id
         for step in (0, 6):
             client.chunk(step, np.zeros((6, 7)), episode_id=name)
         assert client.result(leader).steps == 12, count

@@ -50,14 +50,27 @@ def messages(episode_id: str, first: int, namespace: str = "/real") -> list[tupl
         names = [*JOINT_NAMES, *FINGER_NAMES]
         add("joint_states", stamp, make("sensor_msgs/msg/JointState", header=header(stamp), name=names, **joints))
         point = make("geometry_msgs/msg/Point", x=0.5, y=0.0, z=step / 100)
-        turn = make("geometry_msgs/msg/Quaternion", **dict(zip("xyzw", euler_to_quaternion([3.0, 0.1, -0.2]), strict=True)))
+        turn = make(
+            "geometry_msgs/msg/Quaternion", **dict(zip("xyzw", euler_to_quaternion([3.0, 0.1, -0.2]), strict=True))
+        )
         pose = make("geometry_msgs/msg/Pose", position=point, orientation=turn)
         add("cartesian_position", stamp, make("geometry_msgs/msg/PoseStamped", header=header(stamp), pose=pose))
-        facts = {"reward": float(step == STEPS - 1), "success_probability": 0.5, "commanded_pose": np.full(7, step / 100)}
-        add("reward", stamp, make("wvl_ros/msg/Reward", header=header(stamp), episode_id=episode_id, step=step, **facts))
+        facts = {
+            "reward": float(step == STEPS - 1),
+            "success_probability": 0.5,
+            "commanded_pose": np.full(7, step / 100),
+        }
+        add(
+            "reward", stamp, make("wvl_ros/msg/Reward", header=header(stamp), episode_id=episode_id, step=step, **facts)
+        )
         over = step == STEPS - 1
         texts = {"world": "tabletop", "task": "push", "instruction": "go", "source": "droid@3", "message": ""}
-        facts = {"state": FINISHED if over else RUNNING, "outcome": "success" if over else "", "max_steps": 9, "seed": 7}
+        facts = {
+            "state": FINISHED if over else RUNNING,
+            "outcome": "success" if over else "",
+            "max_steps": 9,
+            "seed": 7,
+        }
         about = {"header": header(stamp), "episode_id": episode_id, "step": step}
         status = make("wvl_ros/msg/EpisodeStatus", **about, **texts, **facts)
         add("episode_status", stamp, status)

@@ -58,7 +58,9 @@ def test_the_command_renders_any_source_beside_it(episode, tmp_path):
     episode.save(tmp_path / "mine.safetensors")
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    result = command.run(parser.parse_args([str(tmp_path / "mine.safetensors"), "--reference", "droid", "--start", "9"]))
+    result = command.run(
+        parser.parse_args([str(tmp_path / "mine.safetensors"), "--reference", "droid", "--start", "9"])
+    )
     assert result["video"] == str(tmp_path / "mine" / "rollout.mp4")
     assert read_video(tmp_path / "mine" / "rollout.mp4").shape[1] == CAPTION + 2 * 192
     with pytest.raises(EpisodeError, match="nothing to render"):

@@ -55,7 +55,9 @@ def test_commanded_poses_of_joint_actions_follow_the_arm(episode):
 
 
 def test_unknown_worlds_and_missing_weights_are_named():
-    with pytest.raises(UnknownNameError, match="There is no world called 'moon'; choose one of: imagined, recorded, tabletop"):
+    with pytest.raises(
+        UnknownNameError, match="There is no world called 'moon'; choose one of: imagined, recorded, tabletop"
+    ):
         make_world("moon")
     with pytest.raises(CheckpointError):
         make_world("imagined", checkpoint="/nowhere")

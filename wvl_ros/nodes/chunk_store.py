@@ -11,8 +11,8 @@ class ChunkStore:
     """Chunks by episode and step, put in by the spinning thread and waited for by the worker.
 
     Args:
-        follow: take part in another world's episodes. Chunks carry that world's episode id then; those of the newest episode
-            that has not been followed yet are used, and may come before this world's own episode begins.
+        follow: take part in another world's episodes. Chunks carry that world's episode id then; those of the newest
+            episode that has not been followed yet are used, and may come before this world's own episode begins.
     """
 
     def __init__(self, follow: bool = False) -> None:
@@ -66,7 +66,7 @@ class ChunkStore:
             self._condition.notify_all()
 
     def wait(self, step: int, timeout: float) -> PlannedChunk | None:
-        """The chunk whose first action is that of `step`, waiting up to `timeout` s or until `wake`; None if there is none."""
+        """The chunk whose first action is that of `step`, waiting up to `timeout` s or until `wake`; else None."""
         with self._condition:
             if self._take(step) is None and timeout > 0:
                 self._condition.wait(timeout)

@@ -1,7 +1,7 @@
 """The world's own thread: makes the world, runs episodes in it and reports each observation.
 
-MuJoCo's renderer and torch want to live in one thread, so everything that touches the world happens here. ROS stays outside:
-the loop is given a `Stage` to report to and a `ChunkStore` to take actions from.
+MuJoCo's renderer and torch want to live in one thread, so everything that touches the world happens here. ROS stays
+outside: the loop is given a `Stage` to report to and a `ChunkStore` to take actions from.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ FRESH_SHARE = 0.6  # of a control period that a real-time world waits for a chun
 class EpisodeRequest:
     """What a reset asks for.
 
-    `started` yields the episode id and `finished` the last report; either may hold a `WvlError` instead. Whoever gives a
-    reason in `interrupt` has the episode aborted (and then wakes the chunk store).
+    `started` yields the episode id and `finished` the last report; either may hold a `WvlError` instead. Whoever
+    gives a reason in `interrupt` has the episode aborted (and then wakes the chunk store).
     """
 
     task: str = ""
@@ -286,7 +286,7 @@ class EpisodeLoop(threading.Thread):
     def _await_chunk(
         self, observation: Observation, report: StepReport, request: EpisodeRequest
     ) -> PlannedChunk | None:
-        """Lockstep: the chunk that answers this observation, however long it takes; None when the episode is interrupted."""
+        """Lockstep: the chunk that answers this observation, however long it takes; None on an interrupt."""
         began = warned = time.monotonic()
         while not request.interrupt:
             chunk = self._chunks.wait(report.step, 0.0 if self._republish else PATIENCE)
@@ -305,10 +305,11 @@ class EpisodeLoop(threading.Thread):
     def _action_now(
         self, world: World, plan: deque[np.ndarray], observation: Observation, report: StepReport, deadline: float
     ) -> np.ndarray:
-        """Real time: the action of this step from the newest chunk, else the rest of the last one, else the last command.
+        """Real time: the action of this step from the newest chunk, else the rest of the last one, else the last
+        command.
 
-        A chunk answers an observation that is a few steps old by the time it comes: the actions whose time has passed are
-        skipped, and the others start from the last commanded pose.
+        A chunk answers an observation that is a few steps old by the time it comes: the actions whose time has passed
+        are skipped, and the others start from the last commanded pose.
         """
         chunk = self._chunks.latest(report.step)
         due = self._planned is None or report.step >= self._planned.step + self._planned.execute_steps
@@ -341,7 +342,7 @@ class EpisodeLoop(threading.Thread):
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def _next_stamp(self) -> int:
-        """Lockstep: one control period later than the last, from the wall clock's time at the start on, and never back."""
+        """Lockstep: one control period after the last, beginning at the wall clock's time, and never back."""
         now = time.time_ns()
         if self._realtime:
             self._stamp = max(now, self._stamp + 1)
@@ -350,7 +351,7 @@ class EpisodeLoop(threading.Thread):
         return self._stamp
 
     def _sleep_until(self, deadline: float) -> float:
-        """Waits for a deadline; when it passed more than a period ago the missed periods are given up, not caught up."""
+        """Waits for a deadline; when it passed more than a period ago, the missed periods are given up."""
         now = time.monotonic()
         if now < deadline:
             time.sleep(deadline - now)

@@ -1,4 +1,4 @@
-"""Pictures as sensor_msgs/Image and back. cv_bridge is not needed; where a stock ROS has it, it reads these messages."""
+"""Pictures as sensor_msgs/Image and back, without cv_bridge (which reads these messages where a stock ROS has it)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def flange_pose(observation: dict[str, np.ndarray], stamp: Time) -> PoseStamped:
 
 
 def camera_info(image: np.ndarray, matrix: NDArray[np.float64] | None, stamp: Time, frame_id: str) -> CameraInfo:
-    """A pinhole camera without distortion; K all zero, as ROS marks an uncalibrated one, when `matrix` (3, 3) is None."""
+    """A pinhole camera without distortion; K all zero, as ROS marks an uncalibrated one, without a `matrix` (3, 3)."""
     message = CameraInfo()
     message.header.stamp, message.header.frame_id = stamp, frame_id
     message.height, message.width = image.shape[:2]
@@ -102,7 +102,8 @@ def read_chunk(message: ActionChunk) -> PlannedChunk:
     horizon, dim = int(message.horizon), int(message.action_dim)
     if horizon < 1 or len(message.actions) != horizon * dim:
         raise ActionError(
-            f"A chunk of {horizon} actions with {dim} numbers has {horizon * dim} numbers, but {len(message.actions)} came."
+            f"A chunk of {horizon} actions with {dim} numbers each has {horizon * dim} in all, "
+            f"but {len(message.actions)} came."
         )
     if abs(message.dt * CONTROL_HZ - 1.0) > 0.01:
         raise ActionError(f"A chunk's actions should last 1/{CONTROL_HZ} s each, but dt is {message.dt:.4g} s.")

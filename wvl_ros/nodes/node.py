@@ -42,7 +42,8 @@ class WvlNode(Node):
 
 
 class Peer:
-    """Whether somebody alive publishes on a topic, told by DDS liveliness: also a killed process is noticed, after its lease.
+    """Whether somebody alive publishes on a topic, told by DDS liveliness: also a killed process is noticed, after
+    its lease.
 
     Args:
         here, gone: called in the spinning thread when the first publisher comes and when the last one goes.

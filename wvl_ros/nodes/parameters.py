@@ -11,7 +11,7 @@ LARGEST = 2**62
 
 
 def declare(node: Node, name: str, default: Any, description: str, *, least: int | None = None) -> Any:
-    """Declares a parameter that is fixed once the node runs, and returns its value. `least`: smallest integer allowed."""
+    """Declares a parameter that is fixed once the node runs, and returns its value. `least`: smallest integer."""
     descriptor = ParameterDescriptor(description=description, read_only=True)
     if least is not None:
         descriptor.integer_range = [IntegerRange(from_value=least, to_value=LARGEST, step=1)]

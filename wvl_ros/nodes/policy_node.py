@@ -57,10 +57,10 @@ class Question:
 class PolicyNode(WvlNode):
     """Answers observations with action chunks on `action_chunk`.
 
-    An observation is the set of messages with one stamp: three images, `joint_states`, `cartesian_position` and `reward`, which
-    says the step. The policy is asked at an episode's first observation and whenever the last chunk's `execute_steps` have
-    passed. Instruction and seed come from `episode_status`. The policy lives in a thread of its own; in real time it is always
-    asked about the newest observation.
+    An observation is the set of messages with one stamp: three images, `joint_states`, `cartesian_position` and
+    `reward`, which says the step. The policy is asked at an episode's first observation and whenever the last chunk's
+    `execute_steps` have passed. Instruction and seed come from `episode_status`. The policy lives in a thread of its
+    own; in real time it is always asked about the newest observation.
     """
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ class StopSignal:
 
 
 def run(module: str, name: str, **settings: Any) -> None:
-    """Makes the node class `name` of `module`, spins it in this thread until it is done or a signal comes, and exits."""
+    """Makes the node class `name` of `module`, spins it here until it is done or a signal comes, and exits."""
     stop = StopSignal()
     code = 1
     try:
@@ -53,9 +53,9 @@ def run(module: str, name: str, **settings: Any) -> None:
 
 
 def _spin(stop: StopSignal, module: str, name: str, settings: dict[str, Any]) -> int:
-    import rclpy  # noqa: PLC0415 (after the signal handlers)
-    from rclpy.executors import SingleThreadedExecutor  # noqa: PLC0415
-    from rclpy.signals import SignalHandlerOptions  # noqa: PLC0415
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
 
     node_class = getattr(import_module(module), name)
     stop.starting = False

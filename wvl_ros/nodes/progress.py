@@ -59,9 +59,9 @@ class Progress:
         self._clear()
         lines = [f"{'episode':>7}  {'seed':>10}  {'outcome':<12}  {'steps':>5}  {'reward':>6}  instruction"]
         for row in rows:
-            outcome = row.outcome or "-"
+            outcome, total = row.outcome or "-", row.total_reward
             lines.append(
-                f"{row.number:>7}  {row.seed:>10}  {outcome:<12}  {row.step:>5}  {row.total_reward:>6g}  {row.instruction}"
+                f"{row.number:>7}  {row.seed:>10}  {outcome:<12}  {row.step:>5}  {total:>6g}  {row.instruction}"
             )
             notes = {"": row.message, "bag": row.bag, "video": row.video, "contact sheet": row.contact_sheet}
             lines += [f"{name:>20}  {text}" for name, text in notes.items() if text]

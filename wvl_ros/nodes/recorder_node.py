@@ -19,10 +19,11 @@ from wvl_ros.sans.topics import STEP_TOPICS, TOPICS
 
 
 class RecorderNode(WvlNode):
-    """Writes `<out>/<episode_id>/bag` for each episode of its namespace, and `rollout.mp4` and `contact_sheet.png` beside it.
+    """Writes `<out>/<episode_id>/bag` for each episode of its namespace, and `rollout.mp4` and `contact_sheet.png`
+    beside it.
 
-    A bag has its final name when it is whole; until then its folder is hidden and named `.part`. Messages are never decoded on
-    their way, but for status and reward. `recorded_episode` says when all of an episode's files are there.
+    A bag has its final name when it is whole; until then its folder is hidden and named `.part`. Messages are never
+    decoded on their way, but for status and reward. `recorded_episode` says when all of an episode's files are there.
     """
 
     def __init__(self) -> None:

@@ -21,7 +21,8 @@ class EpisodeRecorder(threading.Thread):
     """Writes a bag for each episode that appears on `<namespace>/reward`, and closes it when the episode has ended.
 
     Args:
-        out: folder of recordings. namespace: of the world. reference: of a second world to record beside it, '' for none.
+        out: folder of recordings. namespace: of the world. reference: of a second world to record beside it, '' for
+        none.
         closed: called in this thread with each closed bag.
         failed: called in this thread when nothing can be written any more.
     """

@@ -46,8 +46,8 @@ class Follower:
 class RunnerNode(WvlNode):
     """Runs `episodes` episodes with seeds seed, seed + 1, ... through the `run_episode` actions of `worlds`.
 
-    The first world is the one that counts; the others follow it and are stopped when it has finished. Ends with exit code 0; 1
-    when a node died or an episode was aborted; 2 when the world refused the input.
+    The first world is the one that counts; the others follow it and are stopped when it has finished. Ends with exit
+    code 0; 1 when a node died or an episode was aborted; 2 when the world refused the input.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,10 @@ class RunnerNode(WvlNode):
         self._since = self._warned = time.monotonic()
         self._ready_since: float | None = None
         self._table_shown = False
-        self.create_timer(TICK, lambda: self._state(), clock=self.wall)
+        self.create_timer(TICK, self._tick, clock=self.wall)
+
+    def _tick(self) -> None:
+        self._state()
 
     # -- states, called every tick -------------------------------------------------------------------------------------
 

@@ -38,14 +38,14 @@ CLOSE_TIMEOUT = 3.0  # s
 class WorldNode(WvlNode):
     """A world behind relative topics.
 
-    Publishes for each step, all with the stamp of its observation: `<camera>/image_raw` (rgb8) and `<camera>/camera_info` for
-    DROID's three cameras, `joint_states`, `cartesian_position` (the flange in `base`), `reward`; also `episode_status` (kept
-    for late joiners), `diagnostics` and, in lockstep, `clock`. Subscribes to `action_chunk`. The service `reset` starts an
-    episode, the action `run_episode` runs a whole one.
+    Publishes for each step, all with the stamp of its observation: `<camera>/image_raw` (rgb8) and
+    `<camera>/camera_info` for DROID's three cameras, `joint_states`, `cartesian_position` (the flange in `base`),
+    `reward`; also `episode_status` (kept for late joiners), `diagnostics` and, in lockstep, `clock`. Subscribes to
+    `action_chunk`. The service `reset` starts an episode, the action `run_episode` runs a whole one.
 
-    In lockstep (`realtime` false) time is simulated: after each observation the world waits for the chunk that answers it,
-    however long that takes. In real time it keeps 15 Hz by the wall clock: a chunk's actions whose time has passed are
-    skipped, and without a chunk the arm holds its last commanded pose.
+    In lockstep (`realtime` false) time is simulated: after each observation the world waits for the chunk that
+    answers it, however long that takes. In real time it keeps 15 Hz by the wall clock: a chunk's actions whose time
+    has passed are skipped, and without a chunk the arm holds its last commanded pose.
 
     Remap `action_chunk` into another namespace and the world follows that namespace's episodes step by step.
     """
@@ -55,7 +55,8 @@ class WorldNode(WvlNode):
         name, settings, defaults = self._declare_parameters(imagined)
         own_chunks = f"{self.get_namespace().rstrip('/')}/action_chunk"
         topic = self.resolve_topic_name("action_chunk")
-        self._chunks = ChunkStore(follow=topic != own_chunks)
+        self._follows = topic != own_chunks
+        self._chunks = ChunkStore(follow=self._follows)
         self._create_publishers()
         self._policy = Peer(here=self._policy_here, gone=self._policy_gone)
         self.create_subscription(
@@ -161,6 +162,8 @@ class WorldNode(WvlNode):
         topic = self.resolve_topic_name("action_chunk")
         quiet = "the policy is late" if self._realtime else "the policy is silent"
         who = quiet if self._policy.alive else f"no policy publishes on '{topic}'"
+        if seconds and self._follows and self._policy.alive:
+            return  # the world that leads may take its time
         if seconds:
             self.get_logger().warning(f"No action chunk for step {step} for {seconds:.0f} s: {who}.")
         else:

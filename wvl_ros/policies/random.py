@@ -20,7 +20,7 @@ class RandomPolicy:
     chunk_size = execute_steps = 9
 
     def __init__(self, speed: float = 0.15, memory: float = 0.85, toggle: float = 0.02) -> None:
-        """`speed`: standard deviation of the normalised velocity; `memory`: share kept a step; `toggle`: chance a step."""
+        """`speed`: deviation of the normalised velocity; `memory`: share kept a step; `toggle`: chance a step."""
         self._speed, self._memory, self._toggle = speed, memory, toggle
         self.reset(0)
 

@@ -27,8 +27,8 @@ _NEEDED = (*IMAGES, "joint_states", "cartesian_position", "reward")
 def read_bag(path: Path | str, *, namespace: str = "", episode_id: str = "") -> Episode:
     """The episode in a bag, aligned by its control steps.
 
-    Steps, actions (`commanded_pose`) and rewards come from the reward topic. An image or state belongs to a step when it is
-    the latest with a header stamp up to that step's, so cameras may have stamps of their own.
+    Steps, actions (`commanded_pose`) and rewards come from the reward topic. An image or state belongs to a step when
+    it is the latest with a header stamp up to that step's, so cameras may have stamps of their own.
 
     Args:
         path: a rosbag2 folder (with metadata.yaml).
@@ -86,6 +86,18 @@ def namespaces(path: Path | str) -> list[str]:
             )
     except (ReaderError, OSError, struct.error, ValueError) as error:
         raise _unreadable(path, error) from error
+
+
+def last_episode(path: Path | str, namespace: str) -> str:
+    """Name of the episode that began last in a namespace of a bag; '' when none has its beginning there."""
+    store = message_types()
+    try:
+        with Reader(Path(path)) as reader:
+            rewards = [c for c in reader.connections if c.topic == f"{namespace}/reward"]
+            messages = [store.deserialize_cdr(raw, c.msgtype) for c, _, raw in reader.messages(rewards)]
+    except (ReaderError, OSError, struct.error, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return next((str(m.episode_id) for m in reversed(messages) if m.step == 0), "")  # type: ignore[attr-defined]
 
 
 def _custom_data(path: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Writes one episode to one rosbag2 folder (MCAP) from serialised messages, without ROS.
 
-The messages of several topics arrive in any order between them. An `EpisodeRecording` takes what belongs to its episode (by
-the stamp in each message, which is also the bag time), and knows when all of it is there.
+The messages of several topics arrive in any order between them. An `EpisodeRecording` takes what belongs to its
+episode (by the stamp in each message, which is also the bag time), and knows when all of it is there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class RecordingReport:
 
 
 class EpisodeRecording:
-    """One episode's bag while it is being written: `<out>/.<episode_id>.part/bag`, renamed to `<out>/<episode_id>` at the end.
+    """One episode's bag while it is being written: `<out>/.<episode_id>.part/bag`, renamed to `<out>/<episode_id>` at
+    the end.
 
     Args:
         out: folder of recordings.

@@ -21,8 +21,9 @@ IMAGE_STRIDE = 3  # 15 Hz states, 5 Hz video
 def read_droid(folder: Path | str) -> Episode:
     """One DROID episode: states and actions at 15 Hz, images at 5 Hz (`image_stride` 3).
 
-    The annotation has an action for each state; the last leads to no recorded state and is dropped. Frame i of a video belongs
-    to step 3 i, so up to two last steps have no frame of their own. The reward is 1 at the last step of a success, else 0.
+    The annotation has an action for each state; the last leads to no recorded state and is dropped. Frame i of a
+    video belongs to step 3 i, so up to two last steps have no frame of their own. The reward is 1 at the last step of
+    a success, else 0.
 
     Raises:
         EpisodeError: a file is missing or damaged, or a video's length does not fit the states.
@@ -36,8 +37,8 @@ def read_droid(folder: Path | str) -> Episode:
     for camera, stack in images.items():
         if len(stack) != frames:
             raise EpisodeError(
-                f"'{folder / camera}.mp4' has {len(stack)} frames where {steps} states at 15 Hz call for {frames} at 5 Hz; "
-                "copy the episode again."
+                f"'{folder / camera}.mp4' has {len(stack)} frames where {steps} states at 15 Hz call for {frames} "
+                "at 5 Hz; copy the episode again."
             )
     success = bool(note.get("success", False))
     reward = np.zeros(steps - 1, np.float32)

@@ -22,7 +22,8 @@ ENCODINGS = {
 def image_array(message: Any) -> NDArray[np.uint8]:
     """The picture of a sensor_msgs/Image as uint8 (H, W, 3) RGB; rgb8 is not copied.
 
-    Rows are `step` bytes apart, whatever lies between them. `is_bigendian` has no meaning for the 8-bit encodings known here.
+    Rows are `step` bytes apart, whatever lies between them. `is_bigendian` has no meaning for the 8-bit encodings
+    known here.
 
     Raises:
         ObservationError: an unknown encoding, no pixels, or a `step` or size of data that does not fit.
@@ -36,7 +37,8 @@ def image_array(message: Any) -> NDArray[np.uint8]:
         raise ObservationError(f"An image of {width}x{height} pixels has nothing to see; check the camera's settings.")
     if step < width * channels:
         raise ObservationError(
-            f"An image {width} pixels wide in {message.encoding} needs a step of {width * channels} bytes or more, not {step}."
+            f"An image {width} pixels wide in {message.encoding} needs a step of {width * channels} bytes or more, "
+            f"not {step}."
         )
     data = np.frombuffer(message.data, np.uint8)
     if len(data) != height * step:

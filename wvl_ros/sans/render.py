@@ -82,11 +82,12 @@ def render(episode: Episode, folder: Path, reference: Reference | None = None, *
 
 
 def find_reference(path: Path | str, episode: Episode) -> Reference | None:
-    """What an episode can be compared with: a second world in its bag, else the episode it started from; None if neither.
+    """What an episode can be compared with: a second world in its bag, else the episode it started from; None if
+    neither.
 
     A source that is gone by now is no error: the rollout is then rendered alone.
     """
-    from wvl_ros.sans.bag import namespaces, read_bag
+    from wvl_ros.sans.bag import last_episode, namespaces, read_bag
     from wvl_ros.sans.sources import load_source, split_source
 
     try:
@@ -94,8 +95,9 @@ def find_reference(path: Path | str, episode: Episode) -> Reference | None:
         bag = next((folder for folder in (path, path / "bag") if (folder / "metadata.yaml").is_file()), None)
         if bag is not None:
             for namespace in namespaces(bag):
-                other = read_bag(bag, namespace=namespace)
-                if other.episode_id != episode.episode_id:
+                name = last_episode(bag, namespace)
+                if name and name != episode.episode_id:
+                    other = read_bag(bag, namespace=namespace, episode_id=name)
                     return Reference(other, label=other.source.rpartition("/")[2])
         source, start = split_source(str(episode.extra.get("started_from", "")))
         found = load_source(source)

@@ -16,9 +16,9 @@ def load_source(text: str) -> Episode | None:
     """The episode that a `source` argument names.
 
     Args:
-        text: '' or 'tabletop' for a fresh reset; 'droid' for the DROID episode in this package; else the path of a bag (a
-            folder with metadata.yaml, or the recording's folder around it), of an episode file (*.safetensors) or of a DROID
-            episode (a folder with annotation.json).
+        text: '' or 'tabletop' for a fresh reset; 'droid' for the DROID episode in this package; else the path of a
+            bag (a folder with metadata.yaml, or the recording's folder around it), of an episode file (*.safetensors)
+            or of a DROID episode (a folder with annotation.json).
 
     Returns:
         The episode, or None for a fresh reset.
@@ -41,8 +41,8 @@ def load_source(text: str) -> Episode | None:
 
             return read_bag(folder)
     raise EpisodeError(
-        f"There is no episode at '{text}'; give a bag (a folder with metadata.yaml), an episode file (*.safetensors), a DROID "
-        f"episode (a folder with annotation.json), '{EXAMPLE}' for the shipped one, or '' for a fresh reset."
+        f"There is no episode at '{text}'; give a bag (a folder with metadata.yaml), an episode file (*.safetensors), a "
+        f"DROID episode (a folder with annotation.json), '{EXAMPLE}' for the shipped one, or '' for a fresh reset."
     )
 
 

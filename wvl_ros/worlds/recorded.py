@@ -16,8 +16,8 @@ from wvl_ros.worlds.interface import Observation, World
 class RecordedWorld(World):
     """Plays the observations of the `source` episode from step `start` on; images are scaled to the world's size.
 
-    Actions are checked like anywhere else and then have no effect: `info['commanded_pose']` is the recorded command. The
-    outcome is the episode's own when it is played to its end.
+    Actions are checked like anywhere else and then have no effect: `info['commanded_pose']` is the recorded command.
+    The outcome is the episode's own when it is played to its end.
     """
 
     def __init__(self, image_height: int = 192, image_width: int = 320, max_steps: int = 600) -> None:
@@ -88,7 +88,7 @@ class RecordedWorld(World):
 
 
 def commanded_poses(episode: Episode) -> np.ndarray:
-    """Commanded poses (N, 7) of an episode: row 0 before the first action, row t + 1 by action t, whatever its action space."""
+    """Commanded poses (N, 7) of an episode in any action space: row 0 before the first action, row t + 1 by action t."""
     start = np.asarray(episode.commanded_start, float)
     poses = (
         convert_chunk(episode.action, episode.action_space, "cartesian_position", episode.joint_position[0], start[:6])
