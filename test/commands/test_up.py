@@ -144,8 +144,8 @@ time.sleep(600)
 
 
 def test_a_node_that_ignores_signals_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "INTERRUPT_SECONDS", 0.2)
-    monkeypatch.setattr(processes, "TERMINATE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "HURRY_SECONDS", 0.2)
     shown: list[str] = []
     node = Node("world", "b", "/a")
     child = processes.Child(node, [sys.executable, "-c", STUBBORN], os.environ, tmp_path / "log", shown.append)

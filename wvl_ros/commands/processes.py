@@ -20,8 +20,8 @@ import yaml
 from wvl_ros.errors import ConfigError
 from wvl_ros.graphs import PACKAGE, Node
 
-INTERRUPT_SECONDS = 15.0  # after SIGINT: a recorder may still be closing its bag and rendering
-TERMINATE_SECONDS = 3.0
+CLOSING_SECONDS = 15.0  # a recorder may still be closing its bag and rendering
+HURRY_SECONDS = 3.0
 POLL_SECONDS = 0.05
 _LOG_LINE = re.compile(r"\[(DEBUG|INFO|WARN|ERROR|FATAL)\] (?:\[[\d.]+\] )?(.*)")  # ROS: level, time, logger and text
 _PR_SET_PDEATHSIG = 1
@@ -85,7 +85,6 @@ class Child:
         self.log = log
         self._report = report
         self._thread: threading.Thread | None = None
-        self._signalled = False
         self.process = subprocess.Popen(
             list(words),
             env=dict(env),
@@ -115,8 +114,7 @@ class Child:
                 if logged:
                     important = logged[1] in ("WARN", "ERROR", "FATAL")
                 elif line.startswith("Traceback"):
-                    # So are the lines that follow; but Python says KeyboardInterrupt when a signal meets its imports.
-                    important = not self._signalled
+                    important = True  # and so are the lines that follow it
                 if important:
                     self._report(f"[{logged[1]}] {logged[2]}" if logged else f"[{self.name}] {line.rstrip()}")
 
@@ -133,7 +131,6 @@ class Child:
 
     def send(self, number: int) -> None:
         """Sends a signal; SIGKILL also to all that it started."""
-        self._signalled = True
         with contextlib.suppress(ProcessLookupError):
             if number == signal.SIGKILL:
                 os.killpg(self.process.pid, number)
@@ -160,12 +157,15 @@ _prctl = _load_prctl()  # before any fork
 def _die_with_parent() -> None:
     """In the child: a SIGKILL of `wvl` itself must not leave nodes behind."""
     if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop(children: Sequence[Child], hurry: Callable[[], int]) -> None:
-    """Ends children: SIGINT, after a deadline SIGTERM, then SIGKILL. A rise of `hurry()` (Ctrl-C again) ends a wait."""
-    steps = ((signal.SIGINT, INTERRUPT_SECONDS), (signal.SIGTERM, TERMINATE_SECONDS), (signal.SIGKILL, 1.0))
+    """Ends children: SIGTERM, after a deadline once more, then SIGKILL. A rise of `hurry()` (Ctrl-C again) ends a wait.
+
+    To our nodes SIGTERM says the same as SIGINT, but Python dies of SIGINT with a traceback while it is still starting.
+    """
+    steps = ((signal.SIGTERM, CLOSING_SECONDS), (signal.SIGTERM, HURRY_SECONDS), (signal.SIGKILL, 1.0))
     for number, seconds in steps:
         alive = [child for child in children if child.code is None]
         if not alive:
