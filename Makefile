@@ -1,8 +1,10 @@
 # make setup | imagine | real | test | lint | bench        ARGS="task:=push episodes:=3" goes on to the command.
 #   PYTHON=python3.11   the interpreter for .venv (3.10 to 3.12; default: the newest of them)
 #   TORCH=cpu|cuda      the build of torch (default: cuda where nvidia-smi sees a GPU, else cpu)
+#   WORKERS=1           processes for the tests (default: 2)
 .PHONY: setup imagine real test lint format bench lock clean
 ARGS ?=
+WORKERS ?= 2
 
 setup:
 	@scripts/setup
@@ -14,7 +16,7 @@ real: setup
 	@.venv/bin/wvl up real_robot $(ARGS)
 
 test: setup
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --quiet $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff check .
