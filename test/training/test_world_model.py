@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,11 +46,13 @@ def config(tmp_path: Path) -> Path:
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, data: Path, config: Path) -> None:
     settings = WorldModelTraining.load(config)
-    command.train(settings, data, tmp_path / "whole", Budget(8, None))
-    # Stopped after 3 of 8: the schedule is that of the whole run.
-    trainer = command.Trainer(settings, _cache(data), tmp_path / "halves")
     (tmp_path / "halves").mkdir()
+    trainer = command.Trainer(settings, _cache(data), tmp_path / "halves")
     trainer.prepare()
+    trainer.checkpoint()
+    shutil.copytree(tmp_path / "halves", tmp_path / "whole")
+    command.train(settings, data, tmp_path / "whole", Budget(8, None))
+    # The other one is stopped after 3 of 8; the schedule is that of the whole run.
     for _ in range(3):
         trainer.update(Budget(8, None).done(trainer.step, 0))
     trainer.checkpoint()

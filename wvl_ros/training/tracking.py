@@ -47,6 +47,7 @@ def fit_tracking(tracking: Tracking, cache: FrameCache, generator: torch.Generat
             torch.nn.utils.clip_grad_norm_(tracking.parameters(), 1.0)
             optimizer.step()
             bar.update()
+    tracking.zero_grad(set_to_none=True)  # else the network's gradient clipping would count them
     bar.close()
 
 
