@@ -114,7 +114,12 @@ def test_only_successes_and_disturbed_demonstrations_teach(tmp_path: Path, distu
         list(read_episodes([tmp_path]))
     good.save(tmp_path / "good.safetensors")
     replace(disturbed, outcome="failure").save(tmp_path / "disturbed.safetensors")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "frames.safetensors").write_bytes(b"not an episode")
     assert len(list(read_episodes([tmp_path]))) == 2
+    (tmp_path / "torn.safetensors").write_bytes(b"not an episode")
+    with pytest.raises(EpisodeError, match=r"torn.safetensors' cannot be read"):
+        list(read_episodes([tmp_path]))
     with pytest.raises(EpisodeError, match="holds no episodes"):
         list(read_episodes([tmp_path / "empty"]))
 

@@ -19,7 +19,6 @@ def shrink(images: Sequence[np.ndarray], size: int, camera: str) -> Tensor:
     Raises:
         ObservationError: another type or shape, or an image smaller than `size`.
     """
-    small = []
     for image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             shape = "x".join(str(n) for n in image.shape)
@@ -31,11 +30,15 @@ def shrink(images: Sequence[np.ndarray], size: int, camera: str) -> Tensor:
             raise ObservationError(
                 f"The image of '{camera}' is {height}x{width}, but the policy needs at least {size}x{size} pixels."
             )
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-        if pixels.shape[2:] != (size, size):
-            pixels = F.adaptive_avg_pool2d(pixels.float(), size).round_().to(torch.uint8)
-        small.append(pixels)
-    return torch.cat(small)
+    alike = len({image.shape for image in images}) == 1
+    stacks = [np.stack(images)] if alike else [image[None] for image in images]
+    return torch.cat([_average(torch.from_numpy(stack).permute(0, 3, 1, 2), size) for stack in stacks])
+
+
+def _average(pixels: Tensor, size: int) -> Tensor:
+    if pixels.shape[2:] == (size, size):
+        return pixels.contiguous()
+    return F.adaptive_avg_pool2d(pixels.float(), size).round_().to(torch.uint8)
 
 
 class KeypointEncoder(nn.Module):

@@ -6,6 +6,7 @@ successful ones, by their labels where they have some, or else by their own acti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,27 +34,37 @@ _STATE = ("cartesian_position", "gripper_position")
 
 
 def read_episodes(folders: Sequence[Path]) -> Iterator[Episode]:
-    """Episodes of some folders (and the folders below them) that can teach a policy.
+    """Episodes of some folders (and the folders below them, but for hidden ones) that can teach a policy.
 
     Raises:
         EpisodeError: no such folder, or nothing in them to learn from.
     """
     folder = ", ".join(str(path) for path in folders)
-    paths = [path for parent in folders for path in sorted(parent.rglob("*.safetensors"))]
+    found = [(parent, path) for parent in folders for path in sorted(parent.rglob("*.safetensors"))]
+    paths = [path for parent, path in found if not any(part[0] == "." for part in path.relative_to(parent).parts)]
     if not paths:
         raise EpisodeError(
             f"'{folder}' holds no episodes (*.safetensors); record some with --demonstrations or 'wvl collect'."
         )
     useful = 0
     for path in tqdm(paths, desc="episodes", disable=None):
-        episode = Episode.load(path)
-        if episode.success or "disturbed" in episode.extra:
+        if _teaches(path):
             useful += 1
-            yield episode
+            yield Episode.load(path)
     if not useful:
         raise EpisodeError(
             f"None of the {len(paths)} episodes in '{folder}' is a success; a policy needs some to learn from."
         )
+
+
+def _teaches(path: Path) -> bool:
+    """Whether an episode can teach, by its header alone: failures are many and large."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = file.metadata() or {}
+        return facts["outcome"] == "success" or "disturbed" in json.loads(facts["extra"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise EpisodeError(f"'{path}' cannot be read as an episode: {error}") from error
 
 
 def decision_steps(episode: Episode) -> NDArray[np.int64]:
