@@ -48,8 +48,10 @@ def test_the_wrist_view_moves_with_the_arm_over_the_table() -> None:
     geometry = CameraGeometry([None, None, WRIST], 16, 64)
     image = torch.rand(1, 3, 64, 64)
     here, there = _kinematics(0.5, 0.0), _kinematics(0.55, 0.0)
-    assert torch.allclose(geometry.warp(image, here, here), image, atol=1e-3)
-    moved = geometry.warp(image, here, there)
+    assert torch.allclose(geometry.warp(image, here, here)[0], image, atol=1e-3)
+    moved, inside = geometry.warp(image, here, there)
+    assert inside[:, :, 20:40, :40].all()
+    assert not inside[:, :, :, 60:].any()  # what comes into view had not been seen
     shift = 0.05 / 0.4 / (2 * np.tan(np.deg2rad(40))) * 64  # pixels the table moves
     whole = round(shift)
     columns_gap = (moved[0, :, 20:40, 20:40] - image[0, :, 20:40, 20 + whole : 40 + whole]).abs().mean()
@@ -60,7 +62,7 @@ def test_the_wrist_view_moves_with_the_arm_over_the_table() -> None:
 def test_without_calibration_nothing_is_warped() -> None:
     geometry = CameraGeometry([None, None, None], 16, 64)
     image = torch.rand(1, 3, 64, 64)
-    assert torch.equal(geometry.warp(image, _kinematics(0.5, 0.0), _kinematics(0.6, 0.1)), image)
+    assert torch.equal(geometry.warp(image, _kinematics(0.5, 0.0), _kinematics(0.6, 0.1))[0], image)
 
 
 @pytest.mark.parametrize("broken", [DOWN | {"parent": "flange"}, {k: v for k, v in DOWN.items() if k != "fovy_deg"}])

@@ -150,7 +150,7 @@ def _build(files: list[Path], target: Path, size: int, patch: int, every: int, r
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
-        counts: list[tuple[int, int]] = []
+        counts: list[list[int]] = []
         meta: list[list[Any]] = []
         for path in tqdm(files, desc="reading episodes", unit="episode", disable=None):
             episode = Episode.load(path)

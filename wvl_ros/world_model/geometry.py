@@ -80,20 +80,24 @@ class CameraGeometry(nn.Module):
             maps.append(self._blank(points))
         return torch.stack(maps, 1)
 
-    def warp(self, image: Tensor, taken: Kinematics, seen: Kinematics) -> Tensor:
-        """Wrist images (B, C, S, S) taken at one configuration as they would look from another, by the table's plane (z
-        = 0).
+    def warp(self, image: Tensor, taken: Kinematics, seen: Kinematics) -> tuple[Tensor, Tensor]:
+        """Wrist images (B, C, S, S) as they would look from another configuration, if all lay on the table (z = 0).
+
+        Returns:
+            The images as seen from `seen`, and where they show what the image `taken` had in view, (B, 1, S, S) bool.
         """
+        batch = len(image)
         if not self.known[2]:
-            return image
+            return image, torch.ones(batch, 1, self.size, self.size, dtype=torch.bool, device=image.device)
         table = F.pad(self._table(seen, self.size), (0, 1))
         position, rotation = self._wrist(taken)
         local = (table - position[:, None]) @ rotation
         depth = -local[..., 2:]
         place = torch.cat([local[..., :1], -local[..., 1:2]], -1) * self.focal[2] / depth.clamp(min=0.02) * 2
         place = torch.where(depth > 0.02, place, torch.full_like(place, 3.0)).clamp(-3, 3)
-        grid = place.view(len(image), self.size, self.size, 2)
-        return F.grid_sample(image, grid, align_corners=False, padding_mode="border")
+        grid = place.view(batch, self.size, self.size, 2)
+        inside = (grid.abs().amax(3) <= 1.0)[:, None]
+        return F.grid_sample(image, grid, align_corners=False, padding_mode="border"), inside
 
     def project(self, view: int, points: Tensor) -> Tensor:
         """Pixels (B, N, 2) from the centre, in image heights (x right, y down), of points (B, N, 3) of the base in a

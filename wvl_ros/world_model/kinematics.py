@@ -137,7 +137,7 @@ class Tracking(nn.Module):
         error = self.linear(u) + local + free[:, :6] * 0.01
         position = c.commanded_position + error[:, :3]
         rotation = rotvec_to_matrix(error[:, 3:]) @ c.commanded_rotation
-        gripper = (k.gripper + k.gripper_velocity + free[:, 6:] * 0.1).clamp(-0.05, 1.05)
+        gripper = (k.gripper + k.gripper_velocity + free[:, 6:] * 0.1).clamp(0.0, 1.0)
         return c._replace(
             position=position,
             rotation=rotation,

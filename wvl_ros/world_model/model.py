@@ -128,8 +128,10 @@ class WorldModel(ModelMixin, ConfigMixin):
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def move(self, kinematics: Tensor, actions: Tensor) -> tuple[Kinematics, Tensor]:
-        """The arm alone: packed kinematics (B, 39) and actions (B, K, 7) -> kinematics after them, commanded states (B,
-        K, 10).
+        """The arm alone, from packed kinematics (B, 39) under actions (B, K, 7).
+
+        Returns:
+            The kinematics after them, and the commanded states (B, K, 10) on the way.
         """
         k = Kinematics.unpack(kinematics)
         commanded = []
@@ -174,7 +176,8 @@ class WorldModel(ModelMixin, ConfigMixin):
 
         frame = self._compose(self.to_frame(full), self.to_masks(full), last, first, warped)
         pooled = torch.cat([half.amax((2, 3)), half.mean((2, 3))], 1)
-        gripper = (then.gripper + 0.3 * self.to_gripper(pooled).float()).clamp(-0.05, 1.05)
+        gripper = then.gripper + 0.3 * self.to_gripper(pooled).float()
+        gripper = gripper + (gripper.clamp(0.0, 1.0) - gripper).detach()  # limited, but the gradient passes
         after = then._replace(gripper=gripper)
         after_state = after.state().detach()
         seen = [pooled, self.summary_half(half).flatten(1), self.summary_full(full).flatten(1), text]
@@ -214,7 +217,11 @@ class WorldModel(ModelMixin, ConfigMixin):
         taken = Kinematics(*(torch.cat(pair) for pair in zip(now, start, strict=True)))
         seen = Kinematics(*(part.repeat(2, *[1] * (part.dim() - 1)) for part in then))
         image = F.pixel_shuffle(wrist, self.config["patch"])
-        warped = F.pixel_unshuffle(self.geometry.warp(image, taken, seen), self.config["patch"])
+        moved, inside = self.geometry.warp(image, taken, seen)
+        # What one of the two had not in view is taken from the other; what neither had is grey.
+        other, inside_other = moved.roll(batch, 0), inside.roll(batch, 0)
+        moved = torch.where(inside, moved, torch.where(inside_other, other, torch.zeros_like(moved)))
+        warped = F.pixel_unshuffle(moved, self.config["patch"])
         warped = torch.where(calibrated.repeat(2)[:, None, None, None] > 0, warped, wrist)
         return torch.cat([warped[:batch], warped[batch:]], 1)
 

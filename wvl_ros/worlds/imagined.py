@@ -159,7 +159,9 @@ class ImaginedWorld(World):
         observation, info = self._tabletop.reset(seed=seed, options={"task": self._task} | chosen)
         return Episode(
             images={camera: observation[camera][None] for camera in droid.CAMERAS},
-            **{key: observation[key][None] for key in ("joint_position", "cartesian_position", "gripper_position")},
+            joint_position=observation["joint_position"][None],
+            cartesian_position=observation["cartesian_position"][None],
+            gripper_position=observation["gripper_position"][None],
             action=np.empty((0, 7)),
             reward=np.empty(0, np.float32),
             task=info["task"],
