@@ -161,6 +161,14 @@ def test_out_of_range_is_clipped_with_a_warning_and_bad_sources_are_refused(clie
     world.wait_for("out of range")
 
 
+def test_a_policy_may_come_after_the_episode_has_begun(client, recorded, start):
+    recorded(max_steps=6)
+    handle = client.goal()
+    client.until(lambda: client.seen["reward"])
+    start("policy", policy="hold")
+    assert client.result(handle).steps == 6
+
+
 def test_cancelling_aborts(client, recorded):
     recorded()
     handle = client.goal()

@@ -12,15 +12,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from wvl_ros.errors import WvlError
 from wvl_ros.nodes.chunk_store import ChunkStore
 from wvl_ros.nodes.messages import PlannedChunk
+from wvl_ros.nodes.reports import EpisodeRequest, Stage, StepReport
 from wvl_ros.sans.sources import load_source, source_text
 from wvl_ros.sans.topics import ABORTED, FINISHED, RUNNING
 from wvl_ros.worlds import droid
@@ -29,64 +29,6 @@ from wvl_ros.worlds.interface import Observation, World
 PERIOD = 1_000_000_000 // droid.CONTROL_HZ  # ns
 PATIENCE = 5.0  # s without a chunk before a warning
 FRESH_SHARE = 0.6  # of a control period that a real-time world waits for a chunk that answers its latest observation
-
-
-@dataclass
-class EpisodeRequest:
-    """What a reset asks for.
-
-    `started` yields the episode id and `finished` the last report; either may hold a `WvlError` instead. Whoever
-    gives a reason in `interrupt` has the episode aborted (and then wakes the chunk store).
-    """
-
-    task: str = ""
-    instruction: str = ""
-    source: str = ""
-    start: int = 0
-    seed: int = -1
-    started: Future[str] = field(default_factory=Future)
-    finished: Future[StepReport] = field(default_factory=Future)
-    on_step: Callable[[StepReport], None] = lambda report: None
-    interrupt: str = ""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Where an episode stands after one observation; `stamp` in ns."""
-
-    episode_id: str
-    stamp: int
-    step: int
-    max_steps: int
-    task: str
-    instruction: str
-    source: str
-    seed: int
-    commanded_pose: np.ndarray
-    reward: float = 0.0
-    total_reward: float = 0.0
-    success_probability: float = 0.0
-    state: int = RUNNING
-    outcome: str = ""
-    message: str = ""
-    frames_per_second: float = 0.0
-    late_steps: int = 0
-
-
-class Stage(Protocol):
-    """Where the loop's reports go. Called in the loop's thread."""
-
-    def observed(self, observation: Observation, report: StepReport) -> None:
-        """A new observation; also called again for the same one when a subscriber came late."""
-
-    def changed(self, report: StepReport) -> None:
-        """The episode's state changed."""
-
-    def missing_chunk(self, step: int, seconds: float) -> None:
-        """No chunk for a step has come for a while."""
-
-    def failed(self, error: Exception) -> None:
-        """The world could not be made, or broke."""
 
 
 class EpisodeLoop(threading.Thread):

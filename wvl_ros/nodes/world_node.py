@@ -21,11 +21,12 @@ from wvl_ros.errors import WvlError
 from wvl_ros.msg import ActionChunk, EpisodeStatus, Reward
 from wvl_ros.nodes import qos
 from wvl_ros.nodes.chunk_store import ChunkStore
-from wvl_ros.nodes.episode_loop import EpisodeLoop, EpisodeRequest, StepReport
+from wvl_ros.nodes.episode_loop import EpisodeLoop
 from wvl_ros.nodes.images import image_message
 from wvl_ros.nodes.messages import BASE_FRAME, camera_info, flange_pose, joint_state, read_chunk, to_time
 from wvl_ros.nodes.node import Peer, WvlNode
 from wvl_ros.nodes.parameters import declare
+from wvl_ros.nodes.reports import EpisodeRequest, StepReport
 from wvl_ros.sans.topics import FINISHED, IDLE
 from wvl_ros.srv import ResetWorld
 from wvl_ros.worlds.droid import CAMERAS

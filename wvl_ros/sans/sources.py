@@ -41,8 +41,8 @@ def load_source(text: str) -> Episode | None:
 
             return read_bag(folder)
     raise EpisodeError(
-        f"There is no episode at '{text}'; give a bag (a folder with metadata.yaml), an episode file (*.safetensors), a "
-        f"DROID episode (a folder with annotation.json), '{EXAMPLE}' for the shipped one, or '' for a fresh reset."
+        f"There is no episode at '{text}'; give a bag (a folder with metadata.yaml), an episode file (*.safetensors), "
+        f"a DROID episode (a folder with annotation.json), '{EXAMPLE}' for the shipped one, or '' for a fresh reset."
     )
 
 

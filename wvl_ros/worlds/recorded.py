@@ -88,7 +88,7 @@ class RecordedWorld(World):
 
 
 def commanded_poses(episode: Episode) -> np.ndarray:
-    """Commanded poses (N, 7) of an episode in any action space: row 0 before the first action, row t + 1 by action t."""
+    """Commanded poses (N, 7) of an episode in any action space: row 0 before the first, row t + 1 by action t."""
     start = np.asarray(episode.commanded_start, float)
     poses = (
         convert_chunk(episode.action, episode.action_space, "cartesian_position", episode.joint_position[0], start[:6])
