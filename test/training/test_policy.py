@@ -40,10 +40,10 @@ def train(*words: object) -> dict[str, Any]:
 
 def test_it_learns_and_writes_a_checkpoint(data: Path, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = train("--data", data, "--out", out, "--config", config, "--steps", 300)
+    result = train("--data", data, "--out", out, "--config", config, "--steps", 200)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [100, 200, 300]
-    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+    assert [line["step"] for line in lines] == [100, 200]
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     assert result["losses"] == pytest.approx({k: lines[-1][k] for k in result["losses"]}, abs=1e-4)
     policy = SmallPolicy.from_pretrained(out)
     assert "cube" in policy.config.vocabulary

@@ -50,9 +50,9 @@ class PolicyConfig:
     chunk_size: int = 9
     execute_steps: int = 6
     max_words: int = 20
-    offset_std: float = 0.04
-    ripple_std: float = 0.02
-    gripper_temperature: float = 0.3
+    offset_std: float = 0.02
+    ripple_std: float = 0.01
+    gripper_temperature: float = 0.15
     vocabulary: tuple[str, ...] = (PAD, UNKNOWN)
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ class ChunkNoise:
     """Sampling and log-probability of a chunk: Gaussian around a mean (B, T, 6), Bernoulli for the gripper (B, T)."""
 
     def __init__(
-        self, steps: int, offset_std: float = 0.04, ripple_std: float = 0.02, gripper_temperature: float = 0.3
+        self, steps: int, offset_std: float = 0.02, ripple_std: float = 0.01, gripper_temperature: float = 0.15
     ) -> None:
         """Sets the deviations at temperature 1.
 

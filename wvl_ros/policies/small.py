@@ -135,6 +135,7 @@ class SmallPolicy:
         weights = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         part = folder / f".{WEIGHTS_FILE}.{os.getpid()}.part"
         save_file(weights, part, metadata={"format": "pt"})
+        part.chmod(0o644)  # safetensors writes files that only their owner can read
         part.replace(folder / WEIGHTS_FILE)
         part = folder / f".{CONFIG_FILE}.{os.getpid()}.part"
         part.write_text(json.dumps(config, indent=2) + "\n")
