@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from wvl_ros.sans.episode import Episode
 from wvl_ros.worlds import droid
+
+settings.register_profile("wvl", deadline=None)  # a busy machine is no failure
+settings.load_profile("wvl")
 
 
 def _episode(

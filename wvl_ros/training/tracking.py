@@ -16,14 +16,21 @@ _STAGES = ((1, 400, 512, 3e-3), (8, 500, 96, 1e-3), (20, 400, 64, 1e-3))  # unro
 
 
 def fit_tracking(tracking: Tracking, cache: FrameCache, generator: torch.Generator, effort: float = 1.0) -> None:
-    """Fits on the episodes of the calibrated rig (all, where there are none); `effort` scales the number of updates."""
-    pool = torch.nonzero(cache.calibrated > 0)[:, 0] if bool((cache.calibrated > 0).any()) else torch.arange(len(cache))
+    """Fits the calibrated rig's servo on its episodes, the others' linear one on theirs; `effort` scales updates."""
     ends = torch.cat([cache.step_start[1:], torch.tensor([len(cache.rewards)])])
-    lengths = (ends - cache.step_start)[pool] - 1  # actions
-    pool, lengths = pool[lengths > 0], lengths[lengths > 0]
-    rows = _draw(pool, lengths, cache, 30_000, 1, generator)
-    before, after = (Kinematics.unpack(cache.kinematics[r]) for r in (rows, rows + 1))
-    fit_linear(tracking, before, cache.actions[rows], after)
+    counts = ends - cache.step_start - 1  # actions
+    for calibrated in (True, False):
+        chosen = (cache.calibrated > 0) == calibrated
+        if not bool((counts[chosen] > 0).any()):
+            continue
+        starts = torch.nonzero(chosen & (counts > 0))[:, 0]
+        rows = _draw(starts, counts[starts], cache, 30_000, 1, generator)
+        before, after = (Kinematics.unpack(cache.kinematics[r]) for r in (rows, rows + 1))
+        fit_linear(tracking, before, cache.actions[rows], after, calibrated)
+    pool = torch.nonzero((cache.calibrated > 0) & (counts > 0))[:, 0]
+    lengths = counts[pool]
+    if not len(pool):
+        return
     bar = tqdm(
         total=sum(max(1, int(s[1] * effort)) for s in _STAGES), desc="fitting the servo", disable=None, leave=False
     )
@@ -38,9 +45,9 @@ def fit_tracking(tracking: Tracking, cache: FrameCache, generator: torch.Generat
                 group["lr"] = rate * (1 - update / updates) + 1e-5
             rows = _draw(pool[long_enough], lengths[long_enough], cache, batch, unroll, generator)
             k = Kinematics.unpack(cache.kinematics[rows])
-            loss = torch.zeros(())
+            loss, ones = torch.zeros(()), torch.ones(batch)
             for step in range(unroll):
-                k = tracking(k, cache.actions[rows + step])
+                k = tracking(k, cache.actions[rows + step], ones)
                 loss = loss + _error(k, Kinematics.unpack(cache.kinematics[rows + step + 1]))
             optimizer.zero_grad()
             (loss / unroll).backward()
@@ -65,8 +72,9 @@ def tracking_errors(
         if not len(rows):
             continue
         k = Kinematics.unpack(cache.kinematics[rows])
+        calibrated = cache.calibrated[counts >= n]
         for step in range(n):
-            k = tracking(k, cache.actions[rows + step])
+            k = tracking(k, cache.actions[rows + step], calibrated)
         true = Kinematics.unpack(cache.kinematics[rows + n]).position
         fit, bare = ((p - true).norm(dim=1).numpy() * 1000 for p in (k.position, k.commanded_position))
         result[str(n)] = {

@@ -10,7 +10,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 TCP_OFFSET = 0.1034  # m from the flange along its z axis
@@ -81,6 +80,9 @@ class Kinematics(NamedTuple):
 class Tracking(nn.Module):
     """One control step (1/15 s) of the servo: the command limited as a world does it, then the lag behind it.
 
+    Two servos: that of the calibrated rig, fitted closely, and a linear one for all others (DROID's arms are soft, and
+    from many labs), which knows no floor.
+
     Args:
         max_linear: m a step a command may move. max_rotation: rad a step.
         lowest_tcp: m, no command is sent below this height; None where there is no floor.
@@ -94,12 +96,19 @@ class Tracking(nn.Module):
         self.residual = nn.Sequential(
             nn.Linear(24 + 9 + 4, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 7)
         )
-        for layer in (self.linear, self.local[-1], self.residual[-1]):
+        self.other_linear = nn.Linear(24, 6)
+        self.other_gripper = nn.Linear(4, 1)
+        for layer in (self.linear, self.local[-1], self.residual[-1], self.other_linear, self.other_gripper):
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        with torch.no_grad():  # a gripper that closes a third of the way in each step
+            self.other_gripper.weight.copy_(torch.tensor([[-0.3, 0.0, 0.0, 0.3]]))
 
-    def command(self, k: Kinematics, action: Tensor) -> Kinematics:
-        """`k` with the command (B, 7: pose and gripper 0..1) in force that a world would make of `action`."""
+    def command(self, k: Kinematics, action: Tensor, calibrated: Tensor) -> Kinematics:
+        """`k` with the command (B, 7: pose and gripper 0..1) in force that a world would make of `action`.
+
+        `calibrated` (B,): 1 for the calibrated rig, which has the floor, else 0.
+        """
         rotation = euler_to_matrix(action[:, 3:6])
         step = _difference(k.commanded_position, k.commanded_rotation, action[:, :3], rotation)
         linear, turn = step[:, :3], step[:, 3:]
@@ -111,7 +120,7 @@ class Tracking(nn.Module):
         rotation = rotvec_to_matrix(turn) @ k.commanded_rotation
         if self.lowest_tcp is not None:
             tcp = position[:, 2] + TCP_OFFSET * rotation[:, 2, 2]
-            lift = (self.lowest_tcp - tcp).clamp(min=0.0)
+            lift = (self.lowest_tcp - tcp).clamp(min=0.0) * calibrated
             position = torch.cat([position[:, :2], (position[:, 2] + lift)[:, None]], 1)
         moved = _difference(k.commanded_position, k.commanded_rotation, position, rotation)
         return k._replace(
@@ -126,18 +135,20 @@ class Tracking(nn.Module):
         error = _difference(k.commanded_position, k.commanded_rotation, k.position, k.rotation)
         return torch.cat([error, k.velocity, commanded.commanded_velocity, k.commanded_velocity], 1)
 
-    def forward(self, k: Kinematics, action: Tensor) -> Kinematics:
-        """The configuration one control step after `k` under `action` (B, 7)."""
-        c = self.command(k, action)
+    def forward(self, k: Kinematics, action: Tensor, calibrated: Tensor) -> Kinematics:
+        """The configuration one control step after `k` under `action` (B, 7); `calibrated` (B,) as in `command`."""
+        c = self.command(k, action, calibrated)
         u = self.features(k, c)
         place = torch.cat([k.position, k.rotation[:, :, 0], k.rotation[:, :, 2]], 1)
         grip = torch.cat([k.gripper, k.gripper_velocity * 10, k.gripper_command, c.gripper_command], 1)
         free = self.residual(torch.cat([u * 20, place, grip], 1))
         local = (self.local(place).view(-1, 6, 24) @ u[..., None])[..., 0]
-        error = self.linear(u) + local + free[:, :6] * 0.01
+        own = calibrated[:, None] > 0
+        error = torch.where(own, self.linear(u) + local + free[:, :6] * 0.01, self.other_linear(u))
         position = c.commanded_position + error[:, :3]
         rotation = rotvec_to_matrix(error[:, 3:]) @ c.commanded_rotation
-        gripper = (k.gripper + k.gripper_velocity + free[:, 6:] * 0.1).clamp(0.0, 1.0)
+        closing = torch.where(own, k.gripper_velocity + free[:, 6:] * 0.1, self.other_gripper(grip))
+        gripper = (k.gripper + closing).clamp(0.0, 1.0)
         return c._replace(
             position=position,
             rotation=rotation,
@@ -193,17 +204,31 @@ def matrix_to_rotvec(matrix: Tensor) -> Tensor:
     return vee * 0.5 * scale[:, None]
 
 
-def fit_linear(tracking: Tracking, before: Kinematics, action: Tensor, after: Kinematics) -> None:
-    """Sets the linear part of `tracking` by least squares on recorded single steps (B of each)."""
-    with torch.no_grad():
-        commanded = tracking.command(before, action)
-        u = tracking.features(before, commanded)
-        error = _difference(commanded.commanded_position, commanded.commanded_rotation, after.position, after.rotation)
-        usual = (u.abs().amax(1) < 0.2) & (error.abs().amax(1) < 0.2)
-        x = F.pad(u[usual], (0, 1), value=1.0)
-        solution = torch.linalg.lstsq(x, error[usual]).solution
-        tracking.linear.weight.copy_(solution[:24].T)
-        tracking.linear.bias.copy_(solution[24])
+@torch.no_grad()
+def fit_linear(tracking: Tracking, before: Kinematics, action: Tensor, after: Kinematics, calibrated: bool) -> None:
+    """Sets the linear part of one of the two servos by least squares on recorded single steps (B of each)."""
+    commanded = tracking.command(before, action, torch.full((len(action),), float(calibrated)))
+    u = tracking.features(before, commanded)
+    error = _difference(commanded.commanded_position, commanded.commanded_rotation, after.position, after.rotation)
+    usual = (u.abs().amax(1) < 0.2) & (error.abs().amax(1) < 0.2)
+    weight, bias = _least_squares(u[usual], error[usual])
+    layer = tracking.linear if calibrated else tracking.other_linear
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    if not calibrated:
+        grip = [before.gripper, before.gripper_velocity * 10, before.gripper_command, commanded.gripper_command]
+        weight, bias = _least_squares(torch.cat(grip, 1), after.gripper - before.gripper)
+        tracking.other_gripper.weight.copy_(weight)
+        tracking.other_gripper.bias.copy_(bias)
+
+
+def _least_squares(x: Tensor, y: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer from x (N, D) to y (N, E), slightly drawn towards zero."""
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    gram = (x - mean_x).T @ (x - mean_x)
+    gram = gram + torch.diag(ridge * gram.diagonal() + 1e-9)
+    weight = torch.linalg.solve(gram, (x - mean_x).T @ (y - mean_y)).T
+    return weight, mean_y - weight @ mean_x
 
 
 def _difference(position: Tensor, rotation: Tensor, next_position: Tensor, next_rotation: Tensor) -> Tensor:

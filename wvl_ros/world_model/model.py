@@ -127,8 +127,8 @@ class WorldModel(ModelMixin, ConfigMixin):
         # nn.Module.to: the one of diffusers imports peft and transformers (seconds).
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def move(self, kinematics: Tensor, actions: Tensor) -> tuple[Kinematics, Tensor]:
-        """The arm alone, from packed kinematics (B, 39) under actions (B, K, 7).
+    def move(self, kinematics: Tensor, actions: Tensor, calibrated: Tensor) -> tuple[Kinematics, Tensor]:
+        """The arm alone, from packed kinematics (B, 39) under actions (B, K, 7); `calibrated` (B,) as in `forward`.
 
         Returns:
             The kinematics after them, and the commanded states (B, K, 10) on the way.
@@ -136,7 +136,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         k = Kinematics.unpack(kinematics)
         commanded = []
         for i in range(actions.shape[1]):
-            k = self.tracking(k, actions[:, i])
+            k = self.tracking(k, actions[:, i], calibrated)
             commanded.append(k.commanded_state())
         return k, torch.stack(commanded, 1)
 
@@ -163,7 +163,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         """
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
             now = Kinematics.unpack(kinematics.float())
-            then, commanded = self.move(kinematics.float(), actions.float())
+            then, commanded = self.move(kinematics.float(), actions.float(), calibrated)
             now_state, then_state = now.state(), then.state()
             facts = self._facts(now, now_state, then_state, commanded, sigma, calibrated)
             warped = self._warped(last, first, first_kinematics.float(), now, then, calibrated)

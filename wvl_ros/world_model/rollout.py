@@ -73,7 +73,7 @@ class Rollouts:
         are.
         """
         self._actions.append(actions.float())
-        moved = self.model.move(self.kinematics, actions.float()[:, None])[0].pack()
+        moved = self.model.move(self.kinematics, actions.float()[:, None], self.calibrated)[0].pack()
         self.kinematics = torch.where(self.active[:, None], moved, self.kinematics)
         return self.kinematics
 
