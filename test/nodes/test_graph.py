@@ -115,6 +115,4 @@ def test_signals_end_all_nodes_cleanly_within_an_episode(start, recorded, tmp_pa
     for node in nodes:
         assert node.wait() == 0, node.output
         assert "Traceback" not in node.output
-    episode = read_bag(only_recording(out) / "bag")
-    assert episode.outcome == "aborted"
-    assert len(episode) > 5
+    assert read_bag(only_recording(out) / "bag").outcome == "aborted"

@@ -14,6 +14,7 @@ from wvl_ros.sans.bag_writer import EpisodeRecording, RecordingReport, message_s
 from wvl_ros.sans.topics import ABORTED, FINISHED, TOPICS, message_types
 
 LINGER = 1.0  # s that a bag waits for the last messages of its episode
+REFERENCE_LINGER = 4.0  # s that it waits for the second world to come as far
 KEPT = 400  # messages kept from before an episode is known, two dozen steps
 
 
@@ -42,6 +43,8 @@ class EpisodeRecorder(threading.Thread):
         self._kept: deque[tuple[str, int, bytes]] = deque(maxlen=KEPT)
         self._recording: EpisodeRecording | None = None
         self._ended_at = 0.0
+        self._last_step = 0
+        self._reference_id, self._reference_step = "", -1
         self._reward = f"{self._namespace}/reward"
         self._status = f"{self._namespace}/episode_status"
         self._types = message_types()
@@ -83,6 +86,8 @@ class EpisodeRecorder(threading.Thread):
 
     def _take(self, topic: str, stamp: int, data: bytes) -> None:
         recording = self._recording
+        if self._reference and topic == f"{self._reference}/reward":
+            self._follow(self._decode("reward", data))
         if topic == self._reward:
             episode_id = self._decode("reward", data).episode_id
             if recording is None or episode_id != recording.episode_id:
@@ -94,7 +99,7 @@ class EpisodeRecorder(threading.Thread):
             status = self._decode("episode_status", data)
             if status.state in (FINISHED, ABORTED) and status.episode_id == recording.episode_id:
                 recording.end(stamp, status.step, status.outcome)
-                self._ended_at = time.monotonic()
+                self._ended_at, self._last_step = time.monotonic(), status.step
 
     def _open(self, episode_id: str, stamp: int) -> EpisodeRecording:
         self._recording = EpisodeRecording(self._out, episode_id, self._namespace, stamp, self._reference)
@@ -109,12 +114,21 @@ class EpisodeRecorder(threading.Thread):
         recording = self._recording
         if recording is not None and recording.ended:
             waited = time.monotonic() - self._ended_at
-            if waited > LINGER or (recording.complete and not self._reference):
+            complete = recording.complete and (not self._reference or self._reference_step >= self._last_step)
+            if complete or waited > (REFERENCE_LINGER if self._reference else LINGER):
                 self._finish("")
+
+    def _follow(self, reward: Any) -> None:
+        """Keeps track of how far the second world is in the episode that it began last."""
+        if reward.step == 0:
+            self._reference_id = reward.episode_id
+        if reward.episode_id == self._reference_id:
+            self._reference_step = reward.step
 
     def _finish(self, reason: str) -> None:
         if self._recording is not None:
             recording, self._recording = self._recording, None
+            self._reference_id, self._reference_step = "", -1
             self._closed(recording.close(), "" if recording.ended else reason)
 
     def _decode(self, name: str, data: bytes) -> Any:
