@@ -1,1 +1,3 @@
-"""The project's figures: `make bench`, or `python -m benchmarks NAME ...`. Each prints a table and writes results/NAME.json."""
+"""The project's figures: `make bench`, or `python -m benchmarks NAME ...`. Each prints a table and writes
+results/NAME.json.
+"""

@@ -22,7 +22,9 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     """Runs and reports."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(f"{name} ({what})" for name, what in NAMES.items()))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=", ".join(f"{name} ({what})" for name, what in NAMES.items())
+    )
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in NAMES]
     if unknown:
@@ -32,7 +34,11 @@ def main() -> None:
         result = importlib.import_module(f"benchmarks.{name}").run()
         for key, value in result.items():
             print(f"{key:44s} {value}", flush=True)
-        machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        machine = {
+            "machine": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+        }
         RESULTS.mkdir(exist_ok=True)
         report = {"name": name, "date": time.strftime("%Y-%m-%d"), **machine, "figures": result}
         (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -56,7 +56,9 @@ def node_loop(policy_name: str) -> float:
     os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(share() / "config" / "shm.xml")
     common = ["--ros-args", "-r", "__ns:=/bench", "--log-level", "warn", "-p"]
     children = [
-        subprocess.Popen([sys.executable, "-m", "wvl_ros.nodes.world", *common, "world:=tabletop", "-p", f"max_steps:={STEPS}"]),
+        subprocess.Popen(
+            [sys.executable, "-m", "wvl_ros.nodes.world", *common, "world:=tabletop", "-p", f"max_steps:={STEPS}"]
+        ),
         subprocess.Popen([sys.executable, "-m", "wvl_ros.nodes.policy", *common, f"policy:={policy_name}"]),
     ]
     rclpy.init()

@@ -25,7 +25,9 @@ def run() -> dict[str, Any]:
     for task in TASKS:
         successes, steps = experts(task)
         low, high = wilson_interval(successes, len(SEEDS))
-        figures[f"expert {task}"] = f"{successes} of {len(SEEDS)} (95 % {low:.0%} to {high:.0%}), {steps:.0f} steps an episode"
+        figures[f"expert {task}"] = (
+            f"{successes} of {len(SEEDS)} (95 % {low:.0%} to {high:.0%}), {steps:.0f} steps an episode"
+        )
     figures["same seed twice, identical states and images"] = fingerprint(1) == fingerprint(1)
     figures["another seed, identical"] = fingerprint(1) == fingerprint(2)
     return figures
@@ -40,7 +42,7 @@ def speed(*, cameras: bool, steps: int) -> str:
     offsets = np.cumsum(rng.normal(0.0, 0.003, (steps, 3)), axis=0)
     wall, cpu = time.perf_counter(), time.process_time()
     for offset in offsets:
-        world.step(start + [*offset, 0, 0, 0, 0])
+        world.step(start + np.append(offset, np.zeros(4)))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     world.close()
     return f"{steps / cpu:.0f} by processor time, {steps / wall:.0f} by the clock"

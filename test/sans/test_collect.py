@@ -20,9 +20,9 @@ def arguments(*words: str) -> argparse.Namespace:
 def test_collects_what_is_missing_and_the_same_again(tmp_path: Path) -> None:
     words = ("--task", "pick_place", "--episodes", "2", "--size", "32", "--out")
     first = collect.run(arguments(*words, str(tmp_path / "a")))
-    assert first["collected"] == 2 and first["kept"] == 0
+    assert (first["collected"], first["kept"]) == (2, 0)
     again = collect.run(arguments(*words, str(tmp_path / "a")))
-    assert again["collected"] == 0 and again["kept"] == 2
+    assert (again["collected"], again["kept"]) == (0, 2)
     collect.run(arguments(*words, str(tmp_path / "b")))
     for path in sorted((tmp_path / "a").iterdir()):
         one, other = Episode.load(path), Episode.load(tmp_path / "b" / path.name)
@@ -30,7 +30,7 @@ def test_collects_what_is_missing_and_the_same_again(tmp_path: Path) -> None:
         assert np.array_equal(one.images["wrist_image_left"], other.images["wrist_image_left"])
         assert one.outcome in ("success", "near_success", "failure")
         assert (one.outcome == "success") == bool(one.reward.any())
-        assert len(one.images["wrist_image_left"]) == 21 and len(one) == 61
+        assert (len(one.images["wrist_image_left"]), len(one)) == (21, 61)
 
 
 def test_bad_options_are_refused(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def make(steps: int = 7, stride: int = 3, seed: int = 0, **changes: object) -> E
     instruction=st.text(max_size=40),
     extra=st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.booleans(), max_size=3),
 )
-def test_an_episode_survives_the_disk(tmp_path_factory, steps, stride, outcome, instruction, extra) -> None:  # noqa: ANN001
+def test_an_episode_survives_the_disk(tmp_path_factory, steps, stride, outcome, instruction, extra):
     episode = make(steps, stride, outcome=outcome, instruction=instruction, extra=extra)
     path = tmp_path_factory.mktemp("episode") / "a.safetensors"
     episode.save(path)
@@ -46,7 +46,8 @@ def test_an_episode_survives_the_disk(tmp_path_factory, steps, stride, outcome, 
     for field in fields(Episode):
         before, after = getattr(episode, field.name), getattr(loaded, field.name)
         if field.name == "images":
-            assert before.keys() == after.keys() and all(np.array_equal(before[c], after[c]) for c in before)
+            assert before.keys() == after.keys()
+            assert all(np.array_equal(before[c], after[c]) for c in before)
         else:
             assert np.array_equal(before, after) if isinstance(before, np.ndarray) else before == after, field.name
 

@@ -59,17 +59,22 @@ def test_joint_velocities_and_positions_invert_each_other(body: np.ndarray) -> N
 def test_a_step_is_never_longer_than_droids() -> None:
     moved = droid.move_pose(POSE, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
     assert np.linalg.norm(moved[:3] - POSE[:3]) == pytest.approx(droid.MAX_LINEAR_DELTA)
-    far = POSE + [0.5, 0, 0, 0, 0, 1.0]
+    far = POSE + np.array([0.5, 0, 0, 0, 0, 1.0])
     limited = droid.limit_pose(far, POSE)
     assert np.linalg.norm(limited[:3] - POSE[:3]) == pytest.approx(droid.MAX_LINEAR_DELTA)
     assert np.linalg.norm(droid.pose_velocity(POSE, limited)[3:]) == pytest.approx(1.0)
-    close = POSE + [0.01, 0, 0, 0, 0, 0.1]
+    close = POSE + np.array([0.01, 0, 0, 0, 0, 0.1])
     assert np.array_equal(droid.limit_pose(close, POSE), close)
 
 
 @pytest.mark.parametrize(
     ("action", "words"),
-    [(np.zeros(6), "has 7 numbers"), (np.full(7, np.nan), "NaN"), (np.full(7, np.inf), "infinity"), (np.zeros(8), "has 7 numbers")],
+    [
+        (np.zeros(6), "has 7 numbers"),
+        (np.full(7, np.nan), "NaN"),
+        (np.full(7, np.inf), "infinity"),
+        (np.zeros(8), "has 7 numbers"),
+    ],
 )
 def test_malformed_actions_are_refused_in_one_sentence(action: np.ndarray, words: str) -> None:
     with pytest.raises(ActionError, match=words):
@@ -79,7 +84,7 @@ def test_malformed_actions_are_refused_in_one_sentence(action: np.ndarray, words
 def test_actions_out_of_range_are_clipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         clipped = droid.check_action([2.0, 0, 0, 0, 0, 0, 1.5], "cartesian_velocity")
-    assert clipped[0] == 1.0 and clipped[-1] == 1.0
+    assert (clipped[0], clipped[-1]) == (1.0, 1.0)
     assert "out of range" in caplog.text
 
 

@@ -55,7 +55,7 @@ def test_inverse_kinematics_meets_reachable_poses(delta: np.ndarray) -> None:
 def test_inverse_kinematics_of_an_unreachable_pose_stays_within_the_limits() -> None:
     found = droid.inverse_kinematics([3.0, 0.0, 0.5, np.pi, 0.0, 0.0], droid.RESET_JOINTS)
     assert np.isfinite(found).all()
-    assert (found >= kinematics.JOINT_LOWER).all() and (found <= kinematics.JOINT_UPPER).all()
+    assert np.array_equal(found, np.clip(found, kinematics.JOINT_LOWER, kinematics.JOINT_UPPER))
 
 
 def test_rotation_error_of_half_turns() -> None:

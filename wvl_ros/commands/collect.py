@@ -47,7 +47,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for task, outcome in pool.imap_unordered(_collect, todo):
             counts[f"{task}/{outcome}"] += 1
             bar.update()
-    return {"out": str(args.out), "collected": len(todo), "kept": len(jobs) - len(todo), "outcomes": dict(sorted(counts.items()))}
+    return {
+        "out": str(args.out),
+        "collected": len(todo),
+        "kept": len(jobs) - len(todo),
+        "outcomes": dict(sorted(counts.items())),
+    }
 
 
 _worlds: dict[tuple[int, int], Any] = {}

@@ -66,7 +66,9 @@ def collect_episode(
             outcome = "success"
         actions.append(info["commanded_pose"])
         rewards.append(reward)
-        states.append((observation["joint_position"], observation["cartesian_position"], observation["gripper_position"]))
+        states.append(
+            (observation["joint_position"], observation["cartesian_position"], observation["gripper_position"])
+        )
         if step % stride == 0:
             for camera in CAMERAS:
                 images[camera].append(observation[camera])

@@ -27,7 +27,8 @@ class Episode:
 
     Attributes:
         images: camera name -> uint8 (M, H, W, 3) RGB, taken at steps 0, s, 2s, ... with s = `image_stride`.
-        joint_position: float64 (N, 7) rad. cartesian_position: float64 (N, 6) flange pose. gripper_position: float64 (N, 1).
+        joint_position: float64 (N, 7) rad. cartesian_position: float64 (N, 6) flange pose.
+        gripper_position: float64 (N, 1), 0 open .. 1 closed.
         action: float64 (N - 1, D), as executed, of `action_space`; row t leads from observation t to t + 1.
         reward: float32 (N - 1,); row t belongs to observation t + 1: 1 in a success state, else 0.
         outcome: '' (unknown), 'success', 'near_success', 'failure' or 'aborted'.
@@ -79,7 +80,9 @@ class Episode:
         frames = (n - 1) // self.image_stride + 1
         for camera, stack in self.images.items():
             if stack.dtype != np.uint8 or stack.ndim != 4 or stack.shape[3] != 3:
-                raise EpisodeError(f"Images of '{camera}' should be uint8 (M, H, W, 3), but are {stack.dtype} {stack.shape}.")
+                raise EpisodeError(
+                    f"Images of '{camera}' should be uint8 (M, H, W, 3), but are {stack.dtype} {stack.shape}."
+                )
             if len(stack) != frames:
                 raise EpisodeError(f"Camera '{camera}' has {len(stack)} images where {n} steps call for {frames}.")
         if self.commanded_start is None:
@@ -95,7 +98,7 @@ class Episode:
         return self.outcome == "success"
 
     def observation(self, step: int) -> dict[str, np.ndarray]:
-        """The observation of a step in the form a `World` gives it (the latest image where none was taken at this step).
+        """The observation of a step in the form a `World` gives it, with the latest images up to that step.
 
         Raises:
             EpisodeError: the step lies outside the episode, or a camera is missing.
@@ -104,7 +107,9 @@ class Episode:
             raise EpisodeError(f"The episode has steps 0 to {len(self) - 1}; step {step} was asked for.")
         missing = [camera for camera in CAMERAS if camera not in self.images]
         if missing:
-            raise EpisodeError(f"The episode lacks the camera '{missing[0]}'; it has: {', '.join(self.images) or 'none'}.")
+            raise EpisodeError(
+                f"The episode lacks the camera '{missing[0]}'; it has: {', '.join(self.images) or 'none'}."
+            )
         images = {camera: self.images[camera][step // self.image_stride] for camera in CAMERAS}
         return images | {
             name: getattr(self, name)[step] for name in ("joint_position", "cartesian_position", "gripper_position")

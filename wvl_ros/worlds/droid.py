@@ -1,7 +1,8 @@
 """DROID's conventions: names, constants, the four action spaces and the conversions between them.
 
-Constants are those of droid-dataset/droid (`robot_env.py`, `robot_ik/robot_ik_solver.py`). A pose is `cartesian_position`:
-flange (panda_link8) xyz in m, then extrinsic xyz Euler angles in rad. The gripper is 0 open .. 1 closed.
+Constants are those of droid-dataset/droid (`robot_env.py`, `robot_ik/robot_ik_solver.py`). A pose is
+`cartesian_position`: flange (panda_link8) xyz in m, then extrinsic xyz Euler angles in rad. The gripper is 0 open ..
+1 closed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def check_action(action: ArrayLike, space: str) -> Array:
     """One action as float64 (D,), fit to execute: refused when malformed, clipped with a warning when out of range.
 
     Args:
-        action: D numbers; D is 7 in the Cartesian spaces and 8 in the joint spaces, the last is the gripper's position 0..1.
+        action: D numbers; D is 7 in the Cartesian spaces and 8 in the joint spaces, the last is the gripper's
+            position 0..1.
         space: one of `ACTION_SPACES`.
 
     Raises:
@@ -67,7 +69,9 @@ def check_chunk(actions: ArrayLike, space: str) -> Array:
     dim = ACTION_DIMS[space]
     if array.ndim != 2 or array.shape[1] != dim:
         got = "x".join(str(n) for n in array.shape)
-        raise ActionError(f"An action of '{space}' has {dim} numbers (the last is the gripper), but the shape is {got}.")
+        raise ActionError(
+            f"An action of '{space}' has {dim} numbers (the last is the gripper), but the shape is {got}."
+        )
     if not np.isfinite(array).all():
         raise ActionError(f"An action of '{space}' holds NaN or infinity and was refused; check the policy's output.")
     lower, upper = action_bounds(space)
@@ -144,7 +148,7 @@ def pose_velocity(start: ArrayLike, target: ArrayLike) -> Array:
 
 
 def move_pose(pose: ArrayLike, velocity: ArrayLike) -> Array:
-    """The pose (6,) one control step of normalised `cartesian_velocity` (6,) after `pose` (6,), norm-clipped as DROID does."""
+    """The pose (6,) one step of normalised `cartesian_velocity` (6,) after `pose` (6,), norm-clipped as DROID does."""
     pose, velocity = np.asarray(pose, float), np.asarray(velocity, float)
     linear = velocity[:3] / max(1.0, float(np.linalg.norm(velocity[:3]))) * MAX_LINEAR_DELTA
     angular = velocity[3:6] / max(1.0, float(np.linalg.norm(velocity[3:6]))) * MAX_ROTATION_DELTA
@@ -165,8 +169,8 @@ def convert_chunk(
 ) -> Array:
     """T actions of one space as T actions of another, once, at the chunk's start.
 
-    Velocities are integrated from the given configuration, poses and joint positions are differenced from it. Integration
-    starts from the last *commanded* configuration where there is one: from the measured one, the servo's lag would add up.
+    Velocities are integrated from the given configuration, poses and joint positions are differenced from it. Give the
+    last *commanded* configuration where there is one: from the measured one, the servo's lag would add up.
 
     Args:
         actions: (T, D) of space `source`, the gripper (0..1) last.

@@ -1,7 +1,7 @@
 """Scripted experts for the tabletop's tasks, with knobs that give any success rate between 5 and 100 %.
 
-They read the ground truth of a `TabletopWorld` and command absolute flange poses, the hand pointing down, its yaw fixed: the
-fingers square a turned cube up as they close.
+They read the ground truth of a `TabletopWorld` and command absolute flange poses, the hand pointing down, its yaw
+fixed: the fingers square a turned cube up as they close.
 """
 
 from __future__ import annotations
@@ -80,7 +80,11 @@ class Expert:
         start = self.world.commanded_pose[:6]
         goal = np.concatenate([target + _FINGERTIP, HAND_DOWN])
         velocity = gain * droid.pose_velocity(start, goal)
-        velocity /= max(1.0, float(np.linalg.norm(velocity[:3])) / self.skill.speed, float(np.linalg.norm(velocity[3:])) / self.skill.speed)
+        velocity /= max(
+            1.0,
+            float(np.linalg.norm(velocity[:3])) / self.skill.speed,
+            float(np.linalg.norm(velocity[3:])) / self.skill.speed,
+        )
         self.label = np.append(droid.move_pose(start, velocity), gripper)
         if self.skill.drift:
             self.drift = 0.85 * self.drift + 0.53 * self.skill.drift * self.rng.normal(size=6)
@@ -126,7 +130,12 @@ class PickPlaceExpert(Expert):
         held = close and state.gripper > 0.38
         low = cube[2] < top + rest + 0.012
         accuracy = 0.010 if top else 0.03
-        if to_go < accuracy and low and (state.gripper < 0.40 or tip[2] > cube[2] + 0.03 or held) and not self.skill.hold:
+        if (
+            to_go < accuracy
+            and low
+            and (state.gripper < 0.40 or tip[2] > cube[2] + 0.03 or held)
+            and not self.skill.hold
+        ):
             opened = state.gripper < 0.3
             return np.array([*tip[:2], top + 0.20 if opened else tip[2]]), 0.0, 1.0
         if held:
@@ -135,7 +144,8 @@ class PickPlaceExpert(Expert):
             if tip[2] < cruise - 0.04 and to_go > 0.05:
                 return np.array([*tip[:2], cruise]), 1.0, 0.8
             slip = np.clip(cube[:2] - tip[:2], -0.03, 0.03)
-            lowered = top + rest + 0.003 + np.clip(tip[2] - cube[2], -0.02, 0.02)  # brings the cube, not the tips, to rest
+            in_hand = np.clip(tip[2] - cube[2], -0.02, 0.02)
+            lowered = top + rest + 0.003 + in_hand  # brings the cube, not the tips, to rest
             height = cruise if to_go > (0.008 if top else 0.02) else lowered
             return np.array([*(aim - slip), height]), 1.0, 0.8
         height = _GRASP_HEIGHT + max(0.0, cube[2] - rest) * (to_go < 0.05) + min(0.12, max(0.0, (beside - 0.012) * 3.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -17,14 +17,15 @@ Observation = dict[str, np.ndarray]
 class World(gymnasium.Env[Observation, np.ndarray]):
     """A place a policy acts in: the robot, the tabletop or imagination, at 15 Hz.
 
-    Observation: `exterior_image_1_left`, `exterior_image_2_left`, `wrist_image_left` uint8 (H, W, 3) RGB; `joint_position`
-    float64 (7,) rad; `cartesian_position` float64 (6,) flange pose; `gripper_position` float64 (1,), 0 open .. 1 closed.
+    Observation: `exterior_image_1_left`, `exterior_image_2_left`, `wrist_image_left` uint8 (H, W, 3) RGB;
+    `joint_position` float64 (7,) rad; `cartesian_position` float64 (6,) flange pose; `gripper_position` float64 (1,),
+    0 open .. 1 closed.
 
     Action: float (7,) `cartesian_position` by default: the absolute commanded flange pose and the gripper command 0..1.
     A command further than one DROID step from the last one is shortened to one step.
 
-    `reset(seed=, options=)` understands the options `task`, `instruction` (a wording of it), `source` (an `Episode` to start
-    from) and `start` (a step inside that episode). `info` always holds:
+    `reset(seed=, options=)` understands the options `task`, `instruction` (a wording of it), `source` (an `Episode`
+    to start from) and `start` (a step inside that episode). `info` always holds:
 
     - `task`, `instruction`: str
     - `step`: int, control steps since reset
@@ -34,10 +35,14 @@ class World(gymnasium.Env[Observation, np.ndarray]):
     - `outcome`: '' while running; 'success', 'near_success' or 'failure' when the episode ended
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": droid.CONTROL_HZ}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": droid.CONTROL_HZ}
 
     def __init__(
-        self, image_height: int, image_width: int, max_steps: int, action_space: droid.ActionSpace = "cartesian_position"
+        self,
+        image_height: int,
+        image_width: int,
+        max_steps: int,
+        action_space: droid.ActionSpace = "cartesian_position",
     ) -> None:
         self.image_height = image_height
         self.image_width = image_width
@@ -48,7 +53,7 @@ class World(gymnasium.Env[Observation, np.ndarray]):
         image = spaces.Box(0, 255, (image_height, image_width, 3), np.uint8)
         real = {"joint_position": 7, "cartesian_position": 6, "gripper_position": 1}
         self.observation_space = spaces.Dict(
-            {camera: image for camera in droid.CAMERAS}
+            dict.fromkeys(droid.CAMERAS, image)
             | {name: spaces.Box(-np.inf, np.inf, (dim,), np.float64) for name, dim in real.items()}
         )
         self.render_mode = "rgb_array"
@@ -57,13 +62,13 @@ class World(gymnasium.Env[Observation, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode. The same seed and options give the same episode (subclasses call this to seed `np_random`)."""
+        """Starts an episode. The same seed and options give the same one. Subclasses call this to seed `np_random`."""
         super().reset(seed=seed)
         return {}, {}
 
     @abstractmethod
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step (1/15 s): observation, reward (1.0 in a success state, else 0.0), terminated, truncated, info."""
+        """One control step of 1/15 s: observation, reward (1.0 in a success state), terminated, truncated, info."""
 
     @property
     @abstractmethod

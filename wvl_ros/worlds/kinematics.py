@@ -1,6 +1,7 @@
 """FR3 kinematics in numpy: the flange pose of a joint vector, its Jacobian, and damped least squares back.
 
-Denavit-Hartenberg parameters (Craig's convention) as published in Franka's robot documentation, the same for Panda and FR3.
+Denavit-Hartenberg parameters (Craig's convention) as published in Franka's robot documentation, the same for Panda
+and FR3.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ def inverse_kinematics(
 ) -> Array:
     """Joint vector (7,) in rad whose flange comes closest to a pose, by damped least squares from `start` (7,).
 
-    The null space is pulled towards `rest` (7,), as DROID's `RobotIKSolver` does (gain 0.025). Stops when the pose is met
-    to `tolerance` (m and rad). The result always lies within the joint limits; an unreachable pose gives the nearest one found.
+    The null space is pulled towards `rest` (7,), as DROID's `RobotIKSolver` does (gain 0.025). Stops when the pose is
+    met to `tolerance` (m and rad). The result always lies within the joint limits; an unreachable pose gives the
+    nearest one found.
     """
     joints = np.array(start, float)
     for _ in range(iterations):

@@ -1,7 +1,7 @@
-"""The tabletop's MuJoCo scene: FR3 with hand, table, coloured objects and goals, two exterior cameras and one on the wrist.
+"""The tabletop's MuJoCo scene: FR3 with hand, table, coloured objects and goals, two exterior and one wrist camera.
 
-The arm's model, meshes and URDF come from the installed `franky-sim` wheel (Apache-2.0). The collision meshes (2,800 faces)
-are drawn instead of the visual ones (242,000 faces): a hundred times faster on a CPU, and still plainly an FR3.
+The arm's model, meshes and URDF come from the installed `franky-sim` wheel (Apache-2.0). The collision meshes (2,800
+faces) are drawn instead of the visual ones (242,000 faces): a hundred times faster on a CPU, and still plainly an FR3.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies on the table: `objects` alike boxes, `goals` alike goals (a flat disk of a radius, or a box), `balls` spheres."""
+    """What lies on the table: so many alike boxes, alike goals (flat disks of a radius, or boxes) and balls."""
 
     objects: int = 0
     goals: int = 1
@@ -157,7 +157,9 @@ def _add_cameras(spec: mujoco.MjSpec) -> None:
     _add_camera(hand, CAMERAS[2], (0.07, 0.0, 0.01), np.array((0.0, 1.0, 0.0)), up, _WRIST_FOVY)
 
 
-def _add_camera(body: mujoco.MjsBody, name: str, position: tuple[float, ...], x: np.ndarray, y: np.ndarray, fovy: float) -> None:
+def _add_camera(
+    body: mujoco.MjsBody, name: str, position: tuple[float, ...], x: np.ndarray, y: np.ndarray, fovy: float
+) -> None:
     camera = body.add_camera()
     camera.name, camera.pos, camera.fovy = name, position, fovy
     quaternion = np.empty(4)
@@ -182,7 +184,12 @@ def _add_surroundings(spec: mujoco.MjSpec, width: int, height: int) -> None:
     light.type, light.castshadow = mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, False
     light.diffuse, light.specular = (0.5,) * 3, (0.1,) * 3
     floor = world.add_geom()
-    floor.type, floor.size, floor.pos, floor.rgba = mujoco.mjtGeom.mjGEOM_PLANE, (3, 3, 0.1), (0, 0, -0.4), (0.45, 0.47, 0.5, 1)
+    floor.type, floor.size, floor.pos, floor.rgba = (
+        mujoco.mjtGeom.mjGEOM_PLANE,
+        (3, 3, 0.1),
+        (0, 0, -0.4),
+        (0.45, 0.47, 0.5, 1),
+    )
     table = world.add_geom()
     table.name, table.type = "table", mujoco.mjtGeom.mjGEOM_BOX
     table.size, table.pos, table.rgba = (0.45, 0.6, 0.2), (0.4, 0.0, -0.2), (0.62, 0.48, 0.34, 1)

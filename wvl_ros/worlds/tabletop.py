@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from typing import Any
@@ -53,8 +54,8 @@ def _calibration() -> dict[str, dict[str, Any]]:
 class TabletopWorld(World):
     """FR3 on a table with cubes, blocks, disks and balls. See `World` for observations, actions and `info`.
 
-    A commanded pose is turned into joint targets by damped least squares from the last commanded joints, and the servo follows
-    a ramp to them with velocity feed-forward: the arm is within 3 mm of a resting command after two steps.
+    A commanded pose is turned into joint targets by damped least squares from the last commanded joints; the servo
+    follows a ramp to them with velocity feed-forward: the arm is within 4 mm of a resting command after a few steps.
 
     Args:
         task: the task after a reset that names none.
@@ -92,6 +93,9 @@ class TabletopWorld(World):
         self._lower = kinematics.JOINT_LOWER + 0.05
         self._upper = kinematics.JOINT_UPPER - 0.05
         self.placement: Placement | None = None
+        self._layout: scene.Layout | None = None
+        self._model: mujoco.MjModel
+        self._data: mujoco.MjData
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -105,24 +109,36 @@ class TabletopWorld(World):
 
     # -- episode ------------------------------------------------------------------------------------------------------
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode. Options: `task`, `instruction`, `variant`; a `source` episode gives its task, seed and instruction."""
-        options = dict(options or {})
-        source: Episode | None = options.get("source")
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode.
+
+        Options: `task`, `instruction`, `variant`; a `source` episode of the tabletop gives its task, seed, instruction.
+        """
+        wanted: dict[str, Any] = dict(options or {})
+        source: Episode | None = wanted.get("source")
         if source is not None:
             if "variant" not in source.extra or "seed" not in source.extra:
-                raise ConfigError("The tabletop can only start from an episode of its own (with its seed); leave `source` empty.")
-            options = {"task": source.task, "instruction": source.instruction, "variant": source.extra["variant"]} | options
+                raise ConfigError(
+                    "The tabletop can only start from an episode of its own (with its seed); leave `source` empty."
+                )
+            of_source = {
+                "task": source.task,
+                "instruction": source.instruction,
+                "variant": source.extra["variant"],
+            }
+            wanted = of_source | wanted
             seed = int(str(source.extra["seed"])) if seed is None else seed
         super().reset(seed=seed)
-        self._task = find_task(options.get("task") or self._default_task)
+        self._task = find_task(wanted.get("task") or self._default_task)
         self.max_steps = self._fixed_max_steps or self._task.max_steps
         rng = self.np_random
         joints = droid.RESET_JOINTS + rng.uniform(-_RESET_SPREAD, _RESET_SPREAD, 7)
-        variant = options.get("variant") or self._variant
+        variant = wanted.get("variant") or self._variant
         placement = place(self._task, rng, list(scene.OBJECT_COLORS), list(scene.GOAL_COLORS), variant)
         wording = self._task.wordings[int(rng.integers(len(self._task.wordings)))]
-        self._instruction = options.get("instruction") or wording.format(
+        self._instruction = wanted.get("instruction") or wording.format(
             object=placement.object_colors[0] if placement.object_colors else "", goal=placement.goal_colors[0]
         )
         self.placement = placement
@@ -177,11 +193,11 @@ class TabletopWorld(World):
     def _build(self, placement: Placement) -> None:
         layout = self._task.layout(placement.variant, len(placement.balls))
         shared = _compiled(layout, self.image_width, self.image_height)
-        if getattr(self, "_layout", None) == layout:
+        if self._layout == layout:
             mujoco.mj_resetData(self._model, self._data)
             return
         self._layout = layout
-        self._model = shared.__copy__()  # colours are set per episode; other worlds share the compiled one
+        self._model = copy.copy(shared)  # colours are set per episode; other worlds share the compiled one
         self._data = mujoco.MjData(self._model)
         for renderer in self._renderers.values():
             renderer.close()
@@ -221,7 +237,7 @@ class TabletopWorld(World):
         self._data.qpos[address : address + 7] = (*position, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
 
     def _targets(self, body: Array) -> Array:
-        """Joint targets (7,) of one action without its gripper, at most one DROID step from the last commanded joints."""
+        """Joint targets (7,) of one action without its gripper, at most one DROID step from the last ones."""
         last = self.commanded_joints
         space = self.action_space_name
         if space == "joint_velocity":
@@ -230,7 +246,9 @@ class TabletopWorld(World):
             joints = body
         else:
             previous = self.commanded_pose[:6]
-            pose = droid.move_pose(previous, body) if space == "cartesian_velocity" else droid.limit_pose(body, previous)
+            pose = (
+                droid.move_pose(previous, body) if space == "cartesian_velocity" else droid.limit_pose(body, previous)
+            )
             joints = droid.inverse_kinematics(raise_above_table(pose), last, iterations=_IK_STEPS)
         delta = joints - last
         delta /= max(1.0, float(np.abs(delta).max()) / droid.MAX_JOINT_DELTA)
@@ -298,7 +316,7 @@ class TabletopWorld(World):
         )
 
     def camera_calibration(self) -> dict[str, dict[str, Any]]:
-        """Each camera's place: `position` (3,) m and `rotation` (3, 3) in the frame of `parent` ('base' or 'flange'), `fovy_deg`.
+        """Each camera: `position` (3,) m and `rotation` (3, 3) in the frame `parent` (base, flange), and `fovy_deg`.
 
         Rotation columns are MuJoCo's camera axes: x right, y up, the camera looks along -z.
         """

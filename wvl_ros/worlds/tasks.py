@@ -23,7 +23,7 @@ NEAR_FACTOR = 2.0  # a failure that came within twice the tolerance is a near-su
 
 @dataclass(frozen=True)
 class TableState:
-    """Ground truth of one control step. Positions are (3,) in m in the base frame, `rest` is the largest object speed (m/s)."""
+    """Ground truth of one control step, in m in the base frame."""
 
     objects: Array  # (n, 3): boxes or balls
     goal: Array  # (3,): the goal the instruction names
@@ -71,7 +71,7 @@ class Task:
         )
 
     def progress(self, state: TableState) -> bool:
-        """Whether a failed episode that saw this state was near to success: the object lifted, or nearly at the goal."""
+        """Whether a failed episode that saw this state was near to success: object lifted, or nearly at the goal."""
         lifted = self.object_box is not None and state.objects[state.target, 2] > self.object_box.height + LIFTED
         return bool(lifted or self.distance(state) < NEAR_FACTOR * self.tolerance)
 
@@ -97,7 +97,7 @@ ZONE_RADIUS = 0.075
 
 
 def _furthest_missing(state: TableState) -> float:
-    """How far outside the zone the ball is that would make the fourth fifth of all balls, in m (0 when enough are in)."""
+    """How far outside the zone, in m, the last of the nearest four fifths of all balls is; 0 when these are inside."""
     outside = np.maximum(np.linalg.norm(state.objects[:, :2] - state.goal[:2], axis=1) - ZONE_RADIUS, 0.0)
     needed = int(np.ceil(0.8 * len(outside)))
     return float(np.sort(outside)[needed - 1])
@@ -138,7 +138,10 @@ TASKS: dict[str, Task] = {
                 "slide the {object} block to the {goal} disk",
                 "shove the {object} box onto the {goal} disk",
             ),
-            held_out=("slide the {object} box onto the {goal} circle", "get the {object} block to the {goal} disk by pushing"),
+            held_out=(
+                "slide the {object} box onto the {goal} circle",
+                "get the {object} block to the {goal} disk by pushing",
+            ),
             variants=VARIANTS,
             max_steps=110,
             tolerance=0.05,
@@ -221,7 +224,7 @@ def place(
     goal_colors: Sequence[str],
     variant: Variant | None = None,
 ) -> Placement:
-    """Draws the start of an episode: half of all scenes hold one object and one goal, the others a second one of either."""
+    """Draws the start of an episode. Half of all scenes hold one object and one goal, others a second one of either."""
     if variant is None:
         weights = np.array([2.0 if name == "single" else 1.0 for name in task.variants])
         variant = task.variants[int(rng.choice(len(weights), p=weights / weights.sum()))]
@@ -230,7 +233,11 @@ def place(
     n_objects = 0 if task.balls else 2 if variant == "two_objects" else 1
     n_goals = 2 if variant == "two_goals" else 1
     spots = _spots(task, rng, 1 if task.balls else n_objects, n_goals)
-    yaws = rng.uniform(-0.3, 0.3, n_objects + n_goals) if task.name == "push" else rng.uniform(-np.pi / 4, np.pi / 4, n_objects + n_goals)
+    yaws = (
+        rng.uniform(-0.3, 0.3, n_objects + n_goals)
+        if task.name == "push"
+        else rng.uniform(-np.pi / 4, np.pi / 4, n_objects + n_goals)
+    )
     split = len(spots) - n_goals
     centers, goals = spots[:split], spots[split:]
     balls = np.empty((0, 2))
