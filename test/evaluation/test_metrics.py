@@ -42,6 +42,15 @@ def test_area_under_curve_counts_pairs(rows: list[tuple[int, bool]]) -> None:
     assert result is None if not pairs else result == pytest.approx(np.mean(pairs))
 
 
+def test_displacement_finds_how_far_a_thing_is_drawn_off() -> None:
+    truth = np.zeros((64, 64, 3), np.uint8)
+    truth[28:36, 26:38] = np.random.default_rng(0).integers(50, 255, (8, 12, 3))
+    moved = np.roll(truth, (3, -4), axis=(0, 1))
+    assert metrics.displacement(moved, truth, (32, 32)) == 5.0
+    assert metrics.displacement(truth, truth, (32, 32)) == 0.0
+    assert metrics.displacement(truth, truth, (5, 32)) is None
+
+
 def test_the_threshold_parts_successes_from_the_rest() -> None:
     chances = [np.array(c) for c in ([0.1, 0.9, 0.9], [0.2, 0.8, 0.85], [0.1, 0.5, 0.5], [0.95, 0.1, 0.1])]
     outcomes = ["success", "success", "near_success", "failure"]

@@ -41,6 +41,30 @@ def ssim(images: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.floa
     return np.asarray(value.mean((1, 2, 3)), dtype=np.float64)
 
 
+def displacement(
+    image: NDArray[np.uint8], truth: NDArray[np.uint8], center: tuple[float, float], half: int = 10, reach: int = 5
+) -> float | None:
+    """How many pixels what `truth` (H, W, 3) shows around `center` (x, y) lies elsewhere in `image`, by block matching.
+
+    Args:
+        half: half the side of the block. reach: the furthest place looked at, in pixels along each axis.
+
+    Returns:
+        The distance to the best match in pixels, whole steps along each axis; None where the block leaves the image.
+    """
+    x, y = round(center[0]), round(center[1])
+    margin = half + reach
+    height, width = truth.shape[:2]
+    if not (margin <= x < width - margin and margin <= y < height - margin):
+        return None
+    block = truth[y - half : y + half, x - half : x + half].astype(np.float32)
+    area = image[y - margin : y + margin, x - margin : x + margin].astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(area, block.shape)[:, :, 0]
+    errors = np.square(windows - block).mean((2, 3, 4))
+    row, column = np.unravel_index(int(errors.argmin()), errors.shape)
+    return float(np.hypot(row - reach, column - reach))
+
+
 def area_under_curve(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float | None:
     """Probability that a positive scores above a negative (ties count half); None when one kind is missing."""
     high, low = scores[positive], scores[~positive]
