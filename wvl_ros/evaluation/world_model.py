@@ -70,7 +70,7 @@ def arm_measures(
     """How well the imagined arm follows the true one.
 
     Returns:
-        `tcp_mm` and `gripper`: error of the kinematic state, all frames. `tcp_px`: that, projected to the first exterior
+        `tcp_mm` and `gripper`: error of the kinematic state. `tcp_px`: that, projected to the first exterior
         view. `drawn_px`: how far off the gripper is drawn in that view, by block matching on eight frames an episode.
         Pixels are those of a 128-pixel-high image.
     """
