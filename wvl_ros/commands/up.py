@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         code, message = _watch(graph, children, received)
         _stop_in_order(graph, children, received)
     if received:
-        code, message = 128 + received[0], f"Stopped by {signal.Signals(received[0]).name}."
+        code, message = 128 + received[0], f"stopped by {signal.Signals(received[0]).name}."
     return {
         "exit_code": code,
         "message": message,
@@ -66,8 +66,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Only what the runner has not said."""
+    if result["exit_code"] > 128:
+        print(f"wvl: {result['message']}", file=sys.stderr)
     if result["exit_code"]:
-        print(f"wvl: {result['message']} The logs are in {result['log']}.", file=sys.stderr)
+        print(f"wvl: the logs are in {result['log']}", file=sys.stderr)
 
 
 def _folders(out: Path) -> set[Path]:
