@@ -55,7 +55,7 @@ def test_real_robot_runs_on_the_tabletop_with_the_wall_clock() -> None:
     assert all(not node.remappings for node in nodes.values())
 
 
-@pytest.mark.parametrize("graph", GRAPHS.values(), ids=str)
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=lambda graph: graph.name)
 def test_a_namespace_moves_every_name(graph: graphs.Graph) -> None:
     for node in graph.nodes({"namespace": "/lab/"}):
         assert node.namespace.startswith("/lab/")
@@ -97,7 +97,7 @@ def test_assignments_keep_any_value(name: str, value: str) -> None:
     assert graphs.parse_assignments([f"{name}:={value}"]) == {name: value}
 
 
-@pytest.mark.parametrize("graph", GRAPHS.values(), ids=str)
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=lambda graph: graph.name)
 def test_defaults_as_the_user_would_write_them_are_the_defaults(graph: graphs.Graph) -> None:
     written = {argument.name: argument.text for argument in graph.arguments}
     assert graph.values(written) == graph.values({})
@@ -113,7 +113,7 @@ def test_names_match_the_package_they_stand_for() -> None:
             assert (graphs.share() / "scripts" / node.executable).is_file()
 
 
-@pytest.mark.parametrize("graph", GRAPHS.values(), ids=str)
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=lambda graph: graph.name)
 def test_the_parameter_file_speaks_of_nodes_of_the_graph(graph: graphs.Graph) -> None:
     content = yaml.safe_load((graphs.share() / "config" / f"{graph.name}.yaml").read_text(encoding="utf-8"))
     names = {node.name for node in graph.nodes({})}
