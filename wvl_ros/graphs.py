@@ -166,15 +166,22 @@ def _namespace(values: Values, last: str) -> str:
     return f"/{prefix}/{last}" if prefix else f"/{last}"
 
 
-def _loop(values: Values, namespace: str, worlds: list[str], clock: tuple[tuple[str, str], ...]) -> list[Node]:
-    """What both graphs have besides their worlds: policy, recorder, runner."""
+def _loop(
+    values: Values, namespace: str, worlds: list[str], clock: tuple[tuple[str, str], ...], reference: str = ""
+) -> list[Node]:
+    """What both graphs have besides their worlds: policy, recorder (of the reference's namespace, too), runner."""
     start = {"source": values.get("source", ""), "start": values.get("start", 0), "seed": values["seed"]}
     checkpoint = {"policy": values["policy"], "checkpoint": values["policy_checkpoint"]}
     episodes = _pick(values, "episodes", "task", "instruction")
     nodes = [Node("policy", "policy", namespace, {**checkpoint, **start}, clock)]
+    awaited = ["action_chunk"]
     if values["record"]:
-        nodes.append(Node("recorder", "recorder", namespace, _pick(values, "out"), clock))
-    nodes.append(Node("runner", "runner", namespace, {**episodes, **start, "worlds": worlds}, clock))
+        awaited.append("recorded_episode")
+        beside: Values = {"reference": reference} if reference else {}
+        nodes.append(Node("recorder", "recorder", namespace, _pick(values, "out") | beside, clock))
+    nodes.append(
+        Node("runner", "runner", namespace, {**episodes, **start, "worlds": worlds, "wait_for": awaited}, clock)
+    )
     return nodes
 
 
@@ -220,7 +227,7 @@ def robot_description() -> str:
 def _imagine(values: Values) -> list[Node]:
     imagined, real = _namespace(values, "imagined"), _namespace(values, "real")
     episode = _pick(values, "task", "instruction", "source", "start", "seed", "max_steps")
-    worlds = ["run_episode"]
+    worlds, reference = ["run_episode"], ""
     nodes = [
         Node(
             "world_model_sim", "world_model_sim", imagined, {"checkpoint": values["world_model"], **episode}, (_CLOCK,)
@@ -232,7 +239,8 @@ def _imagine(values: Values) -> list[Node]:
         follow = ("action_chunk", f"{imagined}/action_chunk")
         nodes.append(Node("world", "world", real, {"world": kind, **episode}, (_CLOCK, follow)))
         worlds.append(f"{real}/run_episode")
-    nodes += _loop(values, imagined, worlds, (_CLOCK,))
+        reference = real
+    nodes += _loop(values, imagined, worlds, (_CLOCK,), reference)
     return nodes + _viewers(values, ["imagined", "real"] if len(worlds) > 1 else ["imagined"])
 
 
