@@ -32,6 +32,9 @@ class StopSignal:
 def run(module: str, name: str, **settings: object) -> None:
     """Makes the node class `name` of `module`, spins it here until it is done or a signal comes, and exits."""
     stop = StopSignal()
+    # One thread a node unless the user says otherwise: torch's threads spin while they wait for each other, and where
+    # several nodes share a few cores a frame then takes ten times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from wvl_ros.errors import WvlError
 
     code = 1
