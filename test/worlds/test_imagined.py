@@ -94,6 +94,17 @@ def test_it_ends_as_a_failure_at_its_last_step(model: WorldModel, make_episode: 
     assert steps[-1][4]["outcome"] == "failure"
 
 
+def test_an_episode_lasts_as_long_as_its_task_or_its_recording(
+    model: WorldModel, make_episode: Callable[..., Episode]
+) -> None:
+    world = ImaginedWorld(model=model)
+    for task, start, steps in (("sweep", 0, 240), ("push", 5, 110), ("laundry", 0, 12), ("laundry", 5, 7)):
+        episode = make_episode(steps=13)
+        episode.task = task
+        world.reset(seed=0, options={"source": episode, "start": start})
+        assert world.max_steps == steps
+
+
 def test_a_far_command_is_shortened_and_a_bad_one_refused(
     model: WorldModel, make_episode: Callable[..., Episode], caplog: pytest.LogCaptureFixture
 ) -> None:

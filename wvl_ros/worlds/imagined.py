@@ -22,6 +22,7 @@ from wvl_ros.worlds.interface import Observation, World
 from wvl_ros.worlds.recorded import commanded_poses
 
 _IK_STEPS = 5
+_MAX_STEPS = 90  # of a start that neither its task nor the rest of its recording limits
 
 
 class ImaginedWorld(World):
@@ -36,7 +37,8 @@ class ImaginedWorld(World):
     Args:
         checkpoint: a shipped name or a folder; or a `model` that is loaded already.
         image_height, image_width: of the observations; what the model draws is scaled to it.
-        max_steps: control steps before truncation. steps: denoising steps a frame.
+        max_steps: control steps before truncation; None takes the task's own limit, and of an episode whose task is not
+            the tabletop's what is left of it. steps: denoising steps a frame.
         task: of a fresh reset that names none. action_space: any of DROID's four.
 
     Raises:
@@ -48,14 +50,15 @@ class ImaginedWorld(World):
         checkpoint: str | Path = "small",
         image_height: int = 128,
         image_width: int = 128,
-        max_steps: int = 90,
+        max_steps: int | None = None,
         *,
         model: WorldModel | None = None,
         steps: int = 1,
         task: str = "pick_place",
         action_space: droid.ActionSpace = "cartesian_position",
     ) -> None:
-        super().__init__(image_height, image_width, max_steps, action_space)
+        super().__init__(image_height, image_width, max_steps or _MAX_STEPS, action_space)
+        self._fixed_max_steps = max_steps
         self.model = model if model is not None else load_world_model(find("world_model", checkpoint))
         self._rollout = Rollouts(self.model, steps=steps)
         self._task, self._started = task, False
@@ -94,6 +97,7 @@ class ImaginedWorld(World):
         frame = patches.to_patches(np.stack(views, 1), self._patch)
         self._instruction = str(options.get("instruction") or episode.instruction)
         self._task_name = str(options.get("task") or episode.task)
+        self.max_steps = self._fixed_max_steps or _limit(self._task_name, len(episode) - 1 - int(start))
         self._calibrated = is_calibrated(episode, str(self.model.config["rig"]))
         self._rollout.start(
             patches.to_tensor(frame),
@@ -236,6 +240,12 @@ def is_calibrated(episode: Episode, rig: str) -> bool:
     """
     place = str(episode.extra.get("rig", episode.source.rpartition("/")[2]))
     return bool(rig) and place in (rig, "imagined")
+
+
+def _limit(task: str, left: int) -> int:
+    from wvl_ros.worlds.tasks import TASKS
+
+    return TASKS[task].max_steps if task in TASKS else left or _MAX_STEPS
 
 
 def _kinematics(episode: Episode, step: int) -> torch.Tensor:
