@@ -238,9 +238,9 @@ def show(result: dict[str, Any]) -> None:
     print(f"{_text(px['mean'])} px of {_PIXEL_HEIGHT} (95 % {_text(px['p95'])})")
     print(f"         drawn {_text(drawn['mean'])} px off (median {_text(drawn['median'])}, 95 % {_text(drawn['p95'])})")
     for name, outcome in {"outcome": result["outcome"], **result["outcome_by_task"]}.items():
-        print(f"{name:12s} {_sentence(outcome)}")
+        print(f"{name:12s} {sentence(outcome)}")
         if "blind" in outcome:
-            print(f"{'':12s} blind baseline: {_sentence(outcome['blind'])}")
+            print(f"{'':12s} blind baseline: {sentence(outcome['blind'])}")
 
 
 def save_blind_file(folder: Path, model: BlindBaseline) -> None:
@@ -288,7 +288,8 @@ def _judged(
     }
 
 
-def _sentence(outcome: dict[str, Any]) -> str:
+def sentence(outcome: dict[str, Any]) -> str:
+    """One of the outcomes of `evaluate` in words."""
     low, high = outcome["interval_95"]
     near, far = _text(outcome["false_success_near"], 3), _text(outcome["false_success_failure"], 3)
     accuracy, curve = _text(outcome["accuracy"], 3), _text(outcome["auc"], 3)

@@ -1,0 +1,65 @@
+"""The shipped world model on fresh tabletop episodes it was not trained or tuned on, and its speed."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wvl_ros.commands import collect
+from wvl_ros.evaluation import world_model
+from wvl_ros.worlds.imagined import ImaginedWorld
+
+SEED, EPISODES = 1_000_000, 50  # a task
+DATA = Path("data/evaluation")
+SHEET = Path(__file__).parent / "results" / "imagination.png"
+
+
+def run() -> dict[str, Any]:
+    """Own rollouts of 200 episodes by their recorded actions; images, arm, outcome; steps a second."""
+    collect.run(_arguments(collect, "--episodes", EPISODES, "--seed", SEED, "--out", DATA, "--workers", 2))
+    result = world_model.run(_arguments(world_model, "--data", DATA, "--sheet", SHEET))
+    figures: dict[str, Any] = {
+        "episodes": result["episodes"],
+        "PSNR dB, SSIM over whole rollouts": f"{result['images']['psnr']}, {result['images']['ssim']}",
+    }
+    for camera, values in result["images"].items():
+        if isinstance(values, dict):
+            figures[camera] = ", ".join(f"{name} {value}" for name, value in values.items())
+    figures["gripper, imagined to true"] = {name: result["arm"][name] for name in ("tcp_px", "tcp_mm", "tcp_mm_at_end")}
+    for name, outcome in {"all tasks": result["outcome"], **result["outcome_by_task"]}.items():
+        figures[f"outcome, {name}"] = world_model.sentence(outcome)
+        if "blind" in outcome:
+            figures[f"outcome, {name}, blind baseline"] = world_model.sentence(outcome["blind"])
+    for threads in (1, 2):
+        figures[f"imagined robot steps/s, three views, {threads} thread(s)"] = round(speed(threads), 1)
+    figures["all figures"] = result
+    return figures
+
+
+def speed(threads: int, steps: int = 150) -> float:
+    """Steps a second of one imagined rollout, observations included."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    world = ImaginedWorld(max_steps=10**6)
+    _, info = world.reset(seed=0)
+    action = np.asarray(info["commanded_pose"])
+    for _ in range(6):
+        world.step(action)
+    began = time.perf_counter()
+    for _ in range(steps):
+        world.step(action)
+    elapsed = time.perf_counter() - began
+    world.close()
+    torch.set_num_threads(before)
+    return steps / elapsed
+
+
+def _arguments(module: Any, *words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
