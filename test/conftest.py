@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import settings
 from wvl_ros.sans.episode import Episode
 from wvl_ros.worlds import droid
 
+# Torch is not loaded yet. Two workers with two threads each would spin for each other on a machine of two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("wvl", deadline=None)  # a busy machine is no failure
 settings.load_profile("wvl")
 
