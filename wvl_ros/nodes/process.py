@@ -26,7 +26,7 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = True
         if self.starting:
-            raise SystemExit(0)
+            os._exit(0)  # an exception in the middle of an import of compiled code would be printed
 
 
 def run(module: str, name: str, **settings: object) -> None:
