@@ -12,8 +12,8 @@ from hypothesis import settings
 from wvl_ros.sans.episode import Episode
 from wvl_ros.worlds import droid
 
-# Each xdist worker keeps to its share of the cores; more threads than cores wait for each other most of the time. This comes
-# before torch is imported.
+# Each xdist worker keeps to its share of the cores: more threads than cores wait for each other most of the time. This
+# comes before torch is imported.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 settings.register_profile("wvl", deadline=None)  # a busy machine is no failure
