@@ -12,10 +12,9 @@ from hypothesis import settings
 from wvl_ros.sans.episode import Episode
 from wvl_ros.worlds import droid
 
-# Each xdist worker keeps to its share of the cores: more threads than cores wait for each other most of the time. This
-# comes before torch is imported.
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+# Before torch is imported. One thread a test process: with more threads than cores they wait for each other most of the
+# time, and the children of xdist inherit what is set here.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("wvl", deadline=None)  # a busy machine is no failure
 settings.load_profile("wvl")
 
