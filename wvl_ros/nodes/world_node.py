@@ -34,6 +34,7 @@ from wvl_ros.worlds.interface import Observation, World
 from wvl_ros.worlds.registry import make_world
 
 CLOSE_TIMEOUT = 3.0  # s
+CANCELLED = "cancelled"
 
 
 class WorldNode(WvlNode):
@@ -153,7 +154,9 @@ class WorldNode(WvlNode):
         message.task, message.instruction, message.source = report.task, report.instruction, report.source
         message.outcome, message.message = report.outcome, report.message
         self._status.publish(message)
-        if report.message:
+        if report.message == CANCELLED:  # somebody's wish, no fault
+            self.get_logger().info(f"Episode {report.episode_id} ended at step {report.step}: {report.message}")
+        elif report.message:
             self.get_logger().warning(f"Episode {report.episode_id} aborted at step {report.step}: {report.message}")
         elif report.state == FINISHED:
             self.get_logger().info(f"Episode {report.episode_id}: {report.outcome} after {report.step} steps.")
@@ -239,7 +242,7 @@ class WorldNode(WvlNode):
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
         wanted = self._goals.get(bytes(goal.goal_id.uuid))
         if wanted is not None:
-            wanted.interrupt = wanted.interrupt or "cancelled"
+            wanted.interrupt = wanted.interrupt or CANCELLED
             self._chunks.wake()
         return CancelResponse.ACCEPT
 
