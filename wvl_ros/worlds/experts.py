@@ -6,6 +6,7 @@ fixed: the fingers square a turned cube up as they close.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class Skill:
             raise ConfigError(f"An expert's speed must lie between 0.05 and 1 DROID steps, not {self.speed}.")
 
 
-class Expert:
+class Expert(ABC):
     """Base of the four experts: `act()` gives the next action (7,), an absolute commanded pose and gripper.
 
     `label` (7,) is what it would do without its noise: the label for behaviour cloning at the very same state.
@@ -95,9 +96,9 @@ class Expert:
         self.steps += 1
         return np.append(droid.move_pose(start, velocity + self.drift), gripper)
 
+    @abstractmethod
     def plan(self) -> tuple[Array, float, float]:
         """Where the fingertips should go (3,) in m, the gripper command and the gain towards the target."""
-        raise NotImplementedError
 
     # -- what it sees -------------------------------------------------------------------------------------------------
 
@@ -247,13 +248,17 @@ class Wanderer(Expert):
         super().__init__(world, skill, seed)
         self.velocity, self.gripper = np.zeros(6), 0.0
 
+    def plan(self) -> tuple[Array, float, float]:
+        """The point it is drawn to, its gripper, which toggles now and then, and how strongly it is drawn."""
+        if self.rng.random() < 0.06:
+            self.gripper = 1.0 - self.gripper
+        return np.array([0.5, 0.0, 0.12]), self.gripper, 0.8
+
     def act(self) -> Array:
         """A step of an Ornstein-Uhlenbeck walk, kept over the table."""
         self.velocity = 0.9 * self.velocity + 0.22 * self.rng.normal(size=6)
-        if self.rng.random() < 0.06:
-            self.gripper = 1.0 - self.gripper
+        centre, gripper, pull = self.plan()
         velocity = np.clip(self.velocity * (1.0, 1.0, 0.8, 0.3, 0.3, 0.3), -1, 1)
-        centre = np.array([0.5, 0.0, 0.12])
-        velocity[:3] += 0.8 * np.clip((centre - self.tip) / (0.25, 0.3, 0.3), -1, 1)
-        self.label = np.append(droid.move_pose(self.world.commanded_pose[:6], velocity), self.gripper)
+        velocity[:3] += pull * np.clip((centre - self.tip) / (0.25, 0.3, 0.3), -1, 1)
+        self.label = np.append(droid.move_pose(self.world.commanded_pose[:6], velocity), gripper)
         return self.label.copy()
