@@ -81,7 +81,9 @@ def test_it_answers_when_a_chunk_is_used_up_and_forgets_between_episodes(robot, 
     robot.ready()
     for number, name in enumerate(("a", "b")):
         robot.begin(name)
-        for step in range(17):
+        robot.observe(name, 0)
+        robot.until(lambda number=number: len(robot.chunks) == 2 * number + 1)  # else only the newest is answered
+        for step in range(1, 17):
             robot.observe(name, step)
         robot.until(lambda number=number: len(robot.chunks) == 2 * number + 2)
     assert [(c.episode_id, c.step, c.chunk_id) for c in robot.chunks] == [
