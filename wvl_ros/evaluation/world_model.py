@@ -215,7 +215,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model, cache, episodes, blind=load_blind(folder, model), steps=args.steps, seed=args.seed, progress=True
     )
     if args.sheet:
-        picked = np.linspace(0, len(episodes) - 1, min(6, len(episodes))).round().astype(int)
+        picked = np.linspace(0, len(episodes) - 1, min(10, len(episodes))).round().astype(int)
         args.sheet.parent.mkdir(parents=True, exist_ok=True)
         write_sheet(args.sheet, cache, episodes[picked], [imagined[i] for i in picked], config["patch"])
         result["sheet"] = str(args.sheet)
