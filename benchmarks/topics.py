@@ -69,6 +69,7 @@ def _publish(pipe: Connection) -> tuple[int, float]:
 
 def _subscribe(pipe: Connection) -> None:
     import rclpy
+    from rclpy.executors import SingleThreadedExecutor
     from rclpy.node import Node
     from sensor_msgs.msg import Image
 
@@ -88,13 +89,15 @@ def _subscribe(pipe: Connection) -> None:
     for camera in CAMERAS:
         topic = f"{camera}/image_raw"
         node.create_subscription(Image, topic, lambda m, c=camera: receive(m, c), qos.OBSERVATION)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
     pipe.send("ready")
     pipe.recv()
     while any(node.count_publishers(f"{camera}/image_raw") == 0 for camera in CAMERAS):
-        rclpy.spin_once(node, timeout_sec=0.05)
+        executor.spin_once(timeout_sec=0.05)
     time.sleep(0.5)
     pipe.send("matched")
     while not pipe.poll():
-        rclpy.spin_once(node, timeout_sec=0.05)
+        executor.spin_once(timeout_sec=0.05)
     pipe.send(latencies)
     rclpy.shutdown()

@@ -12,7 +12,7 @@ from sensor_msgs.msg import Image
 from wvl_ros.errors import ObservationError
 from wvl_ros.sans.images import image_array
 
-__all__ = ["image_array", "image_message"]
+__all__ = ["image_array", "image_message", "refill"]
 
 
 def image_message(image: NDArray[np.uint8], stamp: Time, frame_id: str) -> Image:
@@ -35,3 +35,16 @@ def image_message(image: NDArray[np.uint8], stamp: Time, frame_id: str) -> Image
     data.frombytes(np.ascontiguousarray(image).reshape(-1).data)
     message.data = data
     return message
+
+
+def refill(message: Image, image: NDArray[np.uint8], stamp: Time) -> bool:
+    """Puts a new picture into a message of `image_message` that has been published, without allocating a new one.
+
+    Returns:
+        Whether it fits; if not, the message is left as it was.
+    """
+    fits = image.dtype == np.uint8 and image.shape == (message.height, message.width, 3)
+    if fits:
+        message.header.stamp = stamp
+        np.frombuffer(message.data, np.uint8).reshape(image.shape)[:] = image
+    return fits

@@ -22,7 +22,7 @@ from wvl_ros.msg import ActionChunk, EpisodeStatus, Reward
 from wvl_ros.nodes import qos
 from wvl_ros.nodes.chunk_store import ChunkStore
 from wvl_ros.nodes.episode_loop import EpisodeLoop
-from wvl_ros.nodes.images import image_message
+from wvl_ros.nodes.images import image_message, refill
 from wvl_ros.nodes.messages import BASE_FRAME, camera_info, flange_pose, joint_state, read_chunk, to_time
 from wvl_ros.nodes.node import Peer, WvlNode
 from wvl_ros.nodes.parameters import declare
@@ -112,6 +112,7 @@ class WorldNode(WvlNode):
             return self.create_publisher(kind, topic, qos.OBSERVATION)
 
         self._images = {camera: publisher(Image, f"{camera}/image_raw") for camera in CAMERAS}
+        self._pictures: dict[str, Image] = {}  # kept: a new one for each picture costs a millisecond
         self._infos = {camera: publisher(CameraInfo, f"{camera}/camera_info") for camera in CAMERAS}
         self._joints = publisher(JointState, "joint_states")
         self._pose = publisher(PoseStamped, "cartesian_position")
@@ -133,10 +134,15 @@ class WorldNode(WvlNode):
         stamp = to_time(report.stamp)
         if self._clock_publisher is not None:
             self._clock_publisher.publish(ClockMessage(clock=stamp))
+        for camera in CAMERAS:  # the pictures first: they take longest to arrive
+            message = self._pictures.get(camera)
+            if message is None or not refill(message, observation[camera], stamp):
+                message = image_message(observation[camera], stamp, f"{camera}_optical_frame")
+                self._pictures[camera] = message
+            self._images[camera].publish(message)
         for camera in CAMERAS:
-            image, frame = observation[camera], f"{camera}_optical_frame"
-            self._images[camera].publish(image_message(image, stamp, frame))
-            self._infos[camera].publish(camera_info(image, self._camera_matrix(camera), stamp, frame))
+            matrix, frame = self._camera_matrix(camera), f"{camera}_optical_frame"
+            self._infos[camera].publish(camera_info(observation[camera], matrix, stamp, frame))
         self._joints.publish(joint_state(observation, stamp))
         self._pose.publish(flange_pose(observation, stamp))
         reward = Reward(episode_id=report.episode_id, step=report.step, reward=report.reward)
