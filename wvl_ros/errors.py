@@ -28,6 +28,14 @@ class EpisodeError(WvlError):
     """A recorded episode that cannot be read or that contradicts itself."""
 
 
+class BagError(EpisodeError):
+    """A bag that cannot be read, or whose streams make no episode: damaged, foreign, with holes or without a topic."""
+
+
+class DatasetError(EpisodeError):
+    """A SANS dataset that is damaged, locked, of another version, or that does not fit what is added to it."""
+
+
 class CheckpointError(WvlError):
     """Weights that are missing, damaged or of another architecture."""
 

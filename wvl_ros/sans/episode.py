@@ -19,6 +19,7 @@ FORMAT = "wvl_ros episode 1"
 OUTCOMES = ("", "success", "near_success", "failure", "aborted")
 _ARRAYS = ("joint_position", "cartesian_position", "gripper_position", "action", "reward")
 _TEXTS = ("task", "instruction", "action_space", "outcome", "source", "episode_id")
+_LATER_TEXTS = ("outcome_source", "policy", "world_model")  # files of before have none
 
 
 @dataclass
@@ -32,7 +33,10 @@ class Episode:
         action: float64 (N - 1, D), as executed, of `action_space`; row t leads from observation t to t + 1.
         reward: float32 (N - 1,); row t belongs to observation t + 1: 1 in a success state, else 0.
         outcome: '' (unknown), 'success', 'near_success', 'failure' or 'aborted'.
+        outcome_source: who says so: 'world', 'operator', 'reward_model', 'dataset', or '' when nobody did.
         source: who acted and where, for instance 'expert/tabletop', 'policy/imagined', 'teleop/droid'.
+        policy, world_model: names of the checkpoints that acted and imagined; '' for none.
+        iteration: of the improvement loop in which it was recorded, 0 before the first.
         commanded_start: float64 (7,), the pose and gripper command in force before the first action; the first measured
             state where it is not known.
         extra: further facts that fit into JSON (seed, checkpoint, ...).
@@ -47,7 +51,11 @@ class Episode:
     task: str
     instruction: str
     outcome: str = ""
+    outcome_source: str = ""
     source: str = ""
+    policy: str = ""
+    world_model: str = ""
+    iteration: int = 0
     episode_id: str = ""
     action_space: str = "cartesian_position"
     fps: float = float(CONTROL_HZ)
@@ -61,6 +69,8 @@ class Episode:
             raise EpisodeError("An episode needs at least one observation.")
         if self.action_space not in ACTION_DIMS:
             raise EpisodeError(f"An episode's action space cannot be '{self.action_space}'.")
+        if self.iteration < 0:
+            raise EpisodeError(f"An episode's iteration cannot be {self.iteration}; it counts from 0.")
         if self.outcome not in OUTCOMES:
             raise EpisodeError(f"An episode's outcome cannot be '{self.outcome}'; use one of {OUTCOMES[1:]}.")
         expected = {
@@ -120,8 +130,9 @@ class Episode:
         path = Path(path)
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in (*_ARRAYS, "commanded_start")}
         tensors |= {f"images.{camera}": np.ascontiguousarray(stack) for camera, stack in self.images.items()}
-        meta = {name: getattr(self, name) for name in _TEXTS}
+        meta = {name: getattr(self, name) for name in (*_TEXTS, *_LATER_TEXTS)}
         meta |= {"format": FORMAT, "fps": repr(self.fps), "image_stride": str(self.image_stride)}
+        meta["iteration"] = str(self.iteration)
         meta["extra"] = json.dumps(self.extra)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -152,6 +163,8 @@ class Episode:
                 images={name.removeprefix("images."): a for name, a in arrays.items() if name.startswith("images.")},
                 **{name: arrays[name] for name in (*_ARRAYS, "commanded_start")},
                 **{name: meta[name] for name in _TEXTS},
+                **{name: meta.get(name, "") for name in _LATER_TEXTS},
+                iteration=int(meta.get("iteration", 0)),
                 fps=float(meta["fps"]),
                 image_stride=int(meta["image_stride"]),
                 extra=json.loads(meta["extra"]),
