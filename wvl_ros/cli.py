@@ -32,13 +32,19 @@ COMMANDS = (
     Command(("up", "imagine"), "wvl_ros.commands.up", "Run the policy in the world model, beside a reference."),
     Command(("up", "real_robot"), "wvl_ros.commands.up", "Run the policy on the robot or on its stand-in."),
     Command(("collect",), "wvl_ros.commands.collect", "Collect episodes on the tabletop with scripted experts."),
+    Command(("convert",), "wvl_ros.commands.convert", "Add bags, DROID or LeRobot episodes to a SANS dataset."),
+    Command(("label",), "wvl_ros.commands.label", "Say of episodes whether they succeeded, nearly did, or failed."),
+    Command(("inspect",), "wvl_ros.commands.inspect", "Summarise a dataset or an episode, with a contact sheet."),
+    Command(("verify",), "wvl_ros.commands.verify", "Check every file of a SANS dataset."),
+    Command(("export",), "wvl_ros.commands.export", "Turn an episode of a SANS dataset back into a bag."),
+    Command(("bag", "repair"), "wvl_ros.commands.bag", "Make a bag readable whose recorder was killed."),
     Command(("render",), "wvl_ros.commands.render", "Make a video and a contact sheet of an episode."),
     Command(("train", "world-model"), "wvl_ros.training.world_model", "Fit the world model to a folder of episodes."),
     Command(("train", "policy"), "wvl_ros.training.policy", "Train the policy."),
     Command(("evaluate", "world-model"), "wvl_ros.evaluation.world_model", "Measure the world model's own rollouts."),
     Command(("evaluate", "policy"), "wvl_ros.evaluation.policy", "Measure a policy's success on the tabletop."),
 )
-GROUPS = {"up": "Start a graph of nodes.", "train": "Train a model.", "evaluate": "Measure a model."}
+GROUPS = {"bag": "Mend bags.", "up": "Start a graph of nodes.", "train": "Train a model.", "evaluate": "Measure a model."}
 
 
 def build_parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, ModuleType | None]:
