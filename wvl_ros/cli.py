@@ -44,7 +44,12 @@ COMMANDS = (
     Command(("evaluate", "world-model"), "wvl_ros.evaluation.world_model", "Measure the world model's own rollouts."),
     Command(("evaluate", "policy"), "wvl_ros.evaluation.policy", "Measure a policy's success on the tabletop."),
 )
-GROUPS = {"bag": "Mend bags.", "up": "Start a graph of nodes.", "train": "Train a model.", "evaluate": "Measure a model."}
+GROUPS = {
+    "bag": "Mend bags.",
+    "up": "Start a graph of nodes.",
+    "train": "Train a model.",
+    "evaluate": "Measure a model.",
+}
 
 
 def build_parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, ModuleType | None]:
