@@ -56,6 +56,7 @@ def read_droid(folder: Path | str) -> Episode:
         task="droid",
         instruction=str(texts[0]),
         outcome="success" if success else "failure",
+        outcome_source="dataset",
         source="teleop/droid",
         episode_id=f"droid-{note.get('episode_id', folder.name)}",
         image_stride=IMAGE_STRIDE,
