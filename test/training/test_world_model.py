@@ -19,8 +19,9 @@ import torch
 from wvl_ros.errors import ConfigError, EpisodeError
 from wvl_ros.evaluation import world_model as evaluation
 from wvl_ros.sans.episode import Episode
+from wvl_ros.sans.episodes import episode_files
 from wvl_ros.training import world_model as command
-from wvl_ros.training.frame_cache import episode_files, open_cache
+from wvl_ros.training.frame_cache import open_cache
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining
 from wvl_ros.world_model.loading import load_world_model
 

@@ -143,8 +143,8 @@ class Episode:
             part.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path | str) -> Episode:
-        """Reads what `save` wrote.
+    def load(cls, path: Path | str, *, images: bool = True) -> Episode:
+        """Reads what `save` wrote, with or without the images.
 
         Raises:
             EpisodeError: no such file, or not an episode.
@@ -155,7 +155,8 @@ class Episode:
                 meta = file.metadata() or {}
                 if meta.get("format") != FORMAT:
                     raise EpisodeError(f"'{path}' is not an episode of wvl_ros (format: {meta.get('format', 'none')}).")
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                names = [name for name in file.keys() if images or not name.startswith("images.")]  # noqa: SIM118
+                arrays = {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise EpisodeError(f"'{path}' cannot be read as an episode: {error}") from error
         try:

@@ -4,31 +4,27 @@ step.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from wvl_ros.errors import EpisodeError
+from wvl_ros.sans import cache as decoded
 from wvl_ros.sans.episode import Episode
+from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.imagined import is_calibrated
 from wvl_ros.worlds.recorded import commanded_poses
 
-_VERSION = 1
+_KINEMATICS, _ACTION = 39, 7
 
 
 @dataclass
@@ -42,7 +38,7 @@ class FrameCache:
         rewards: float32 (S,), 1 where the step's observation is a success state.
         frame_start, frame_count, step_start: int64 (E,) of every episode.
         instructions, outcomes, tasks: E strings. calibrated: float32 (E,), 1 for episodes of the calibrated rig.
-        fingerprint: changes with the episode files.
+        fingerprint: changes with the episodes and their labels.
     """
 
     frames: NDArray[np.uint8]
@@ -76,42 +72,46 @@ class FrameCache:
         return self.actions[self.step(episode, index)[:, None] + torch.arange(self.actions_per_frame)]
 
 
-def episode_files(folder: Path | str) -> list[Path]:
-    """The episode files of a folder and its sub-folders, sorted.
-
-    Raises:
-        EpisodeError: there is no such folder, or no episode in it.
-    """
-    folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*.safetensors") if not path.name.startswith("."))
-    if not files:
-        raise EpisodeError(f"There are no episodes (*.safetensors) in '{folder}'; make some with `wvl collect`.")
-    return files
-
-
 def open_cache(
-    folder: Path | str, *, size: int, patch: int, actions_per_frame: int, rig: str, limit: int | None = None
+    path: Path | str, *, size: int, patch: int, actions_per_frame: int, rig: str, limit: int | None = None
 ) -> FrameCache:
-    """The cache of a folder of episodes, made when it is not there or the episodes have changed.
+    """The cache of a SANS dataset or of a folder of episode files; episodes it lacks are decoded first.
 
     Args:
         size, patch: pixels of a view and of a patch, as the model has them.
         actions_per_frame: control steps between frames. rig: where the calibrated cameras are; see `is_calibrated`.
-        limit: take only so many episodes, evenly over the folder.
+        limit: take only so many episodes, evenly over all.
+
+    Raises:
+        EpisodeError: there are no episodes, or one of them lacks a camera or images at the model's steps.
     """
-    files = episode_files(folder)
-    if limit is not None and limit < len(files):
-        files = [files[i] for i in np.linspace(0, len(files) - 1, limit).round().astype(int)]
-    listing = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    key = json.dumps([_VERSION, size, patch, actions_per_frame, rig, listing])
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
-    target = Path(folder) / f".frames_{size}_{fingerprint}"
-    if not target.is_dir():
-        for old in Path(folder).glob(f".frames_{size}_*"):
-            if limit is None:
-                shutil.rmtree(old, ignore_errors=True)
-        _build(files, target, size, patch, actions_per_frame, rig)
-    return _open(target, actions_per_frame, fingerprint)
+
+    def frames(entry: EpisodeEntry) -> Iterator[NDArray[np.uint8]]:
+        if actions_per_frame % entry.image_stride:
+            raise EpisodeError(
+                f"Episode '{entry.episode_id or entry.name}' has an image each {entry.image_stride} steps, not each "
+                f"{actions_per_frame} as needed."
+            )
+        every, start = actions_per_frame // entry.image_stride, 0  # of images
+        for block in entry.blocks(droid.CAMERAS):
+            views = [patches.resize(block[camera][-start % every :: every], size, size) for camera in droid.CAMERAS]
+            yield patches.to_patches(np.stack(views, 1), patch)
+            start += len(block[droid.CAMERAS[0]])
+
+    def facts(episode: Episode) -> dict[str, Any]:
+        return {"calibrated": is_calibrated(episode, rig)}
+
+    grid = size // patch
+    recipe = decoded.Recipe(
+        name=f"patches2_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}",
+        frame_shape=(grid, grid, 3 * patches.VIEWS * patch * patch),
+        columns=_KINEMATICS + _ACTION + 1,
+        dtype=np.float32,
+        frames=frames,
+        numbers=_numbers,
+        facts=facts,
+    )
+    return _arranged(decoded.open_cache(path, recipe, limit=limit), actions_per_frame)
 
 
 def episode_arrays(episode: Episode) -> tuple[Tensor, Tensor]:
@@ -121,87 +121,32 @@ def episode_arrays(episode: Episode) -> tuple[Tensor, Tensor]:
     return Kinematics.recorded(poses, grippers, commands).pack().float(), commands[1:].float()
 
 
-def episode_frames(
-    episode: Episode, size: int, patch: int, every: int, steps: Sequence[int] | None = None
-) -> NDArray[np.uint8]:
-    """Frames (M, G, G, C) uint8 of an episode at every so many steps, or at the given ones.
-
-    Raises:
-        EpisodeError: a camera is missing, or images were not taken at these steps.
-    """
-    missing = [camera for camera in droid.CAMERAS if camera not in episode.images]
-    if missing:
-        raise EpisodeError(
-            f"Episode '{episode.episode_id}' lacks the camera '{missing[0]}'; the world model needs all three."
-        )
-    stride = episode.image_stride
-    if steps is None:
-        if every % stride:
-            raise EpisodeError(
-                f"Episode '{episode.episode_id}' has an image each {stride} steps, not each {every} as needed."
-            )
-        steps = range(0, len(episode), every)
-    rows = np.asarray(steps) // stride
-    views = [patches.resize(episode.images[camera][rows], size, size) for camera in droid.CAMERAS]
-    return patches.to_patches(np.stack(views, 1), patch)
+def _numbers(episode: Episode) -> NDArray[np.float32]:
+    """Kinematics, action and reward of every step (N, 47); the last step's action is the one before it again."""
+    kinematics, actions = episode_arrays(episode)
+    last = actions[-1:] if len(actions) else torch.zeros(1, _ACTION)
+    rewards = np.concatenate([np.zeros(1, np.float32), episode.reward])[:, None]
+    return np.hstack([kinematics.numpy(), torch.cat([actions, last]).numpy(), rewards])
 
 
-def _build(files: list[Path], target: Path, size: int, patch: int, every: int, rig: str) -> None:
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        counts: list[list[int]] = []
-        meta: list[list[Any]] = []
-        for path in tqdm(files, desc="reading episodes", unit="episode", disable=None):
-            episode = Episode.load(path)
-            meta.append([episode.instruction, episode.outcome, episode.task, is_calibrated(episode, rig)])
-            kinematics, actions = episode_arrays(episode)
-            last = actions[-1:] if len(actions) else torch.zeros(1, 7)
-            np.savez(
-                part / f"{len(counts)}.npz",
-                frames=episode_frames(episode, size, patch, every),
-                kinematics=kinematics.numpy(),
-                actions=torch.cat([actions, last]).numpy(),
-                rewards=np.concatenate([np.zeros(1, np.float32), episode.reward]),
-            )
-            counts.append([(len(episode) - 1) // every + 1, len(episode)])
-        total = np.sum(counts, 0)
-        grid, channels = size // patch, 9 * patch * patch
-        frames = open_memmap(part / "frames.npy", "w+", np.uint8, (int(total[0]), grid, grid, channels))
-        arrays: dict[str, list[NDArray[np.float32]]] = {"kinematics": [], "actions": [], "rewards": []}
-        start = 0
-        for i, (count, _) in enumerate(counts):
-            with np.load(part / f"{i}.npz") as saved:
-                frames[start : start + count] = saved["frames"]
-                for name, parts in arrays.items():
-                    parts.append(saved[name])
-            (part / f"{i}.npz").unlink()
-            start += count
-        frames.flush()
-        for name, parts in arrays.items():
-            np.save(part / f"{name}.npy", np.concatenate(parts))
-        (part / "episodes.json").write_text(json.dumps({"counts": counts, "meta": meta}))
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _open(target: Path, every: int, fingerprint: str) -> FrameCache:
-    facts: dict[str, Any] = json.loads((target / "episodes.json").read_text())
-    counts = torch.tensor(facts["counts"])
-    starts = torch.cumsum(counts, 0) - counts
-    arrays = {name: torch.from_numpy(np.load(target / f"{name}.npy")) for name in ("kinematics", "actions", "rewards")}
-    instructions, outcomes, tasks, calibrated = zip(*facts["meta"], strict=True)
+def _arranged(cache: decoded.Cache, every: int) -> FrameCache:
+    """The numbers of all episodes in memory, one after another; the frames stay where they are."""
+    counts = cache.step_count
+    rows = np.concatenate([np.arange(start, start + n) for start, n in zip(cache.step_start, counts, strict=True)])
+    numbers = torch.from_numpy(np.asarray(cache.numbers[rows], np.float32))
+    kinematics, actions, rewards = (part.contiguous() for part in numbers.split([_KINEMATICS, _ACTION, 1], 1))
     return FrameCache(
-        frames=np.load(target / "frames.npy", mmap_mode="r"),
-        **arrays,
-        frame_start=starts[:, 0],
-        frame_count=counts[:, 0],
-        step_start=starts[:, 1],
-        instructions=list(instructions),
-        outcomes=list(outcomes),
-        tasks=list(tasks),
-        calibrated=torch.tensor(calibrated, dtype=torch.float32),
+        frames=cache.frames,
+        kinematics=kinematics,
+        actions=actions,
+        rewards=rewards[:, 0],
+        frame_start=torch.from_numpy(cache.frame_start),
+        frame_count=torch.from_numpy(cache.frame_count),
+        step_start=torch.from_numpy(np.cumsum(counts) - counts),
+        instructions=[entry.instruction for entry in cache.entries],
+        outcomes=[entry.outcome for entry in cache.entries],
+        tasks=[entry.task for entry in cache.entries],
+        calibrated=torch.tensor([float(facts["calibrated"]) for facts in cache.facts]),
         actions_per_frame=every,
-        fingerprint=fingerprint,
+        fingerprint=cache.fingerprint,
     )

@@ -6,7 +6,6 @@ successful ones, by their labels where they have some, or else by their own acti
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +22,7 @@ from wvl_ros.policies.small import state_vector
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.policies.vision import shrink
 from wvl_ros.sans.episode import Episode
+from wvl_ros.sans.episodes import EpisodeEntry, FileEntry, list_episodes
 from wvl_ros.worlds import droid
 
 Array = NDArray[np.float64]
@@ -33,38 +32,30 @@ _SHORTEST_WORK = 4  # control steps
 _STATE = ("cartesian_position", "gripper_position")
 
 
-def read_episodes(folders: Sequence[Path]) -> Iterator[Episode]:
-    """Episodes of some folders (and the folders below them, but for hidden ones) that can teach a policy.
+def read_episodes(sources: Sequence[Path]) -> Iterator[Episode]:
+    """Episodes that can teach a policy, of SANS datasets and of folders of episode files.
 
     Raises:
-        EpisodeError: no such folder, or nothing in them to learn from.
+        EpisodeError: no such dataset or folder, or nothing in them to learn from.
     """
-    folder = ", ".join(str(path) for path in folders)
-    found = [(parent, path) for parent in folders for path in sorted(parent.rglob("*.safetensors"))]
-    paths = [path for parent, path in found if not any(part[0] == "." for part in path.relative_to(parent).parts)]
-    if not paths:
-        raise EpisodeError(
-            f"'{folder}' holds no episodes (*.safetensors); record some with --demonstrations or 'wvl collect'."
-        )
+    entries = [entry for source in sources for entry in list_episodes(source)]
     useful = 0
-    for path in tqdm(paths, desc="episodes", disable=None):
-        if _teaches(path):
+    for entry in tqdm(entries, desc="episodes", disable=None):
+        if _teaches(entry):
             useful += 1
-            yield Episode.load(path)
+            yield entry.load()
     if not useful:
+        names = ", ".join(str(path) for path in sources)
         raise EpisodeError(
-            f"None of the {len(paths)} episodes in '{folder}' is a success; a policy needs some to learn from."
+            f"None of the {len(entries)} episodes in '{names}' is a success; a policy needs some to learn from."
         )
 
 
-def _teaches(path: Path) -> bool:
-    """Whether an episode can teach, by its header alone: failures are many and large."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            facts = file.metadata() or {}
-        return facts["outcome"] == "success" or "disturbed" in json.loads(facts["extra"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise EpisodeError(f"'{path}' cannot be read as an episode: {error}") from error
+def _teaches(entry: EpisodeEntry) -> bool:
+    """Whether an episode can teach, without its images: failures are many and large."""
+    if isinstance(entry, FileEntry):
+        return entry.outcome == "success" or entry.disturbed
+    return entry.outcome == "success" or "disturbed" in entry.load(images=False).extra
 
 
 def decision_steps(episode: Episode) -> NDArray[np.int64]:
