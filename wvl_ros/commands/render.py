@@ -11,7 +11,9 @@ from wvl_ros.errors import EpisodeError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("source", help="a bag or its recording's folder, an episode file, a DROID folder, or 'droid'")
+    parser.add_argument(
+        "source", help="a bag or its recording's folder, an episode file, a DROID folder, DATASET#INDEX, or 'droid'"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for rollout.mp4 and contact_sheet.png (default: where the source is)"
     )
@@ -51,4 +53,4 @@ def _default_folder(source: str) -> Path:
         return path.with_suffix("")
     if (path / "metadata.yaml").is_file():
         return path.parent
-    return path if path.is_dir() else Path("renderings") / source
+    return path if path.is_dir() else Path("renderings") / path.name.replace("#", "-")
