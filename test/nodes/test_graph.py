@@ -14,6 +14,9 @@ from wvl_ros.sans.render import find_reference
 from wvl_ros.sans.sources import load_source
 
 
+LISTENED = {"wait_for": "['action_chunk', 'recorded_episode']"}  # no step may pass before the recorder listens
+
+
 def only_recording(out: Path) -> Path:
     """The one recording in a folder; there must be no unfinished one beside it."""
     folders = list(out.iterdir())
@@ -26,7 +29,7 @@ def test_replay_is_recorded_exactly_and_rendered(start, recorded, tmp_path):
     out = tmp_path / "out"
     world, policy = recorded(max_steps=31), start("policy", policy="replay", source="droid")
     recorder = start("recorder", out=out)
-    runner = start("runner", episodes=2, seed=5)
+    runner = start("runner", episodes=2, seed=5, **LISTENED)
     assert runner.wait() == 0, runner.output
     assert "0 of 2 episodes succeeded" in runner.output  # cut off before the episode's own end
     original = load_source("droid")
@@ -55,7 +58,7 @@ def test_a_second_world_follows_and_is_shown_above(start, recorded, tmp_path):
     recorded("-r", "action_chunk:=/real/action_chunk", namespace="/other")
     start("policy", policy="replay", source="droid")
     start("recorder", out=out, reference="/other")
-    runner = start("runner", episodes=2, worlds="['run_episode', '/other/run_episode']")
+    runner = start("runner", episodes=2, worlds="['run_episode', '/other/run_episode']", **LISTENED)
     assert runner.wait() == 0, runner.output
     for folder in out.iterdir():
         episode = read_bag(folder / "bag")
@@ -70,7 +73,7 @@ def test_a_second_world_follows_and_is_shown_above(start, recorded, tmp_path):
 def test_killed_policy_aborts_the_episode_everywhere(start, recorded, tmp_path):
     out = tmp_path / "out"
     world, policy = recorded(realtime=True), start("policy", policy="hold")
-    recorder, runner = start("recorder", out=out, render=False), start("runner")
+    recorder, runner = start("recorder", out=out, render=False), start("runner", **LISTENED)
     runner.wait_for("episode 1/1  step 1")
     policy.process.kill()
     assert runner.wait() == 1
@@ -84,7 +87,7 @@ def test_killed_policy_aborts_the_episode_everywhere(start, recorded, tmp_path):
 def test_killed_world_closes_the_bag(start, recorded, tmp_path):
     out = tmp_path / "out"
     world, policy = recorded(realtime=True), start("policy", policy="hold")
-    recorder, runner = start("recorder", out=out, render=False), start("runner")
+    recorder, runner = start("recorder", out=out, render=False), start("runner", **LISTENED)
     runner.wait_for("episode 1/1  step 1")
     world.process.kill()
     assert runner.wait() == 1
@@ -98,7 +101,7 @@ def test_killed_world_closes_the_bag(start, recorded, tmp_path):
 def test_killed_recorder_ends_the_run(start, recorded, tmp_path):
     recorded(realtime=True)
     start("policy", policy="hold")
-    recorder, runner = start("recorder", out=tmp_path / "out", render=False), start("runner")
+    recorder, runner = start("recorder", out=tmp_path / "out", render=False), start("runner", **LISTENED)
     runner.wait_for("episode 1/1  step 1")
     recorder.process.kill()
     assert runner.wait() == 1
@@ -108,7 +111,7 @@ def test_killed_recorder_ends_the_run(start, recorded, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_all_nodes_cleanly_within_an_episode(start, recorded, tmp_path, number):
     out = tmp_path / "out"
-    nodes = [recorded(realtime=True), start("policy", policy="hold"), start("recorder", out=out), start("runner")]
+    nodes = [recorded(realtime=True), start("policy", policy="hold"), start("recorder", out=out), start("runner", **LISTENED)]
     nodes[-1].wait_for("episode 1/1  step 1")
     for node in nodes:
         node.process.send_signal(number)

@@ -10,6 +10,7 @@ from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
+from rclpy.task import Future
 
 
 class WvlNode(Node):
@@ -21,12 +22,30 @@ class WvlNode(Node):
         self.exit_code = 0
         self.wall = Clock(clock_type=ClockType.STEADY_TIME)  # timers must not stop with the simulated time
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake = self.create_guard_condition(self._run_calls)
+        self._wake = self.create_guard_condition(self.run_calls)
 
     def call(self, function: Callable[[], None]) -> None:
         """Has the spinning thread call a function soon; from any thread."""
         self._calls.put(function)
         self._wake.trigger()
+
+    def call_with(self, function: Callable[..., None], *arguments: Any) -> None:
+        """`call` for a function with arguments."""
+        self.call(lambda: function(*arguments))
+
+    def awaitable(self, future: Any) -> Future:
+        """An rclpy future that the spinning thread completes when a worker's future is done.
+
+        A callback that awaits it needs a callback group in which others may go on.
+        """
+        waiting: Future = Future()
+
+        def hand_over(done: Any) -> None:
+            error = done.exception()
+            self.call(lambda: waiting.set_exception(error) if error else waiting.set_result(done.result()))
+
+        future.add_done_callback(hand_over)
+        return waiting
 
     def fail(self, sentence: str, exit_code: int) -> None:
         """Says what went wrong and ends the node; from the spinning thread."""
@@ -36,7 +55,8 @@ class WvlNode(Node):
     def close(self) -> None:
         """Ends what the node does; called once, by the spinning thread, while publishing still works."""
 
-    def _run_calls(self) -> None:
+    def run_calls(self) -> None:
+        """Runs what other threads asked for; from the spinning thread."""
         while not self._calls.empty():
             self._calls.get()()
 

@@ -12,9 +12,9 @@ from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.duration import Duration
-from rclpy.task import Future
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_srvs.srv import Trigger
 
 from wvl_ros.action import RunEpisode
 from wvl_ros.errors import WvlError
@@ -43,7 +43,8 @@ class WorldNode(WvlNode):
     Publishes for each step, all with the stamp of its observation: `<camera>/image_raw` (rgb8) and
     `<camera>/camera_info` for DROID's three cameras, `joint_states`, `cartesian_position` (the flange in `base`),
     `reward`; also `episode_status` (kept for late joiners), `diagnostics` and, in lockstep, `clock`. Subscribes to
-    `action_chunk`. The service `reset` starts an episode, the action `run_episode` runs a whole one.
+    `action_chunk`. The service `reset` starts an episode, `abort_episode` aborts it (the recorder does so when its disk
+    is full), the action `run_episode` runs a whole one.
 
     In lockstep (`realtime` false) time is simulated: after each observation the world waits for the chunk that
     answers it, however long that takes. In real time it keeps 15 Hz by the wall clock: a chunk's actions whose time
@@ -71,6 +72,7 @@ class WorldNode(WvlNode):
         self._loop.start()
         # A group of its own: while a reset is awaited, all other callbacks must go on.
         self.create_service(ResetWorld, "reset", self._on_reset, callback_group=ReentrantCallbackGroup())
+        self.create_service(Trigger, "abort_episode", self._on_abort)
         self._action = ActionServer(self, RunEpisode, "run_episode", self._run_episode, cancel_callback=self._on_cancel)
         self._goals: dict[bytes, EpisodeRequest] = {}
         self.create_timer(1.0, self._publish_diagnostics, clock=self.wall)
@@ -213,10 +215,16 @@ class WorldNode(WvlNode):
         wanted = self._request(request)
         self._loop.submit(wanted)
         try:
-            response.episode_id = await self._awaitable(wanted.started)
+            response.episode_id = await self.awaitable(wanted.started)
             response.success = True
         except WvlError as error:
             response.message = str(error)
+        return response
+
+    def _on_abort(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._loop.running
+        response.message = "" if response.success else "No episode is under way."
+        self._loop.abort("abort_episode was called")
         return response
 
     async def _run_episode(self, goal: ServerGoalHandle) -> RunEpisode.Result:
@@ -225,7 +233,7 @@ class WorldNode(WvlNode):
         self._goals[bytes(goal.goal_id.uuid)] = wanted
         self._loop.submit(wanted)
         try:
-            report = await self._awaitable(wanted.finished)
+            report = await self.awaitable(wanted.finished)
         except WvlError as error:
             goal.abort()
             return RunEpisode.Result(message=str(error))
@@ -268,17 +276,6 @@ class WorldNode(WvlNode):
                 instruction=report.instruction,
             )
         )
-
-    def _awaitable(self, future: Any) -> Future:
-        """An rclpy future that the spinning thread completes when a worker's future is done."""
-        waiting: Future = Future()
-
-        def hand_over(done: Any) -> None:
-            error = done.exception()
-            self.call(lambda: waiting.set_exception(error) if error else waiting.set_result(done.result()))
-
-        future.add_done_callback(hand_over)
-        return waiting
 
     def _publish_diagnostics(self) -> None:
         report = self._loop.report

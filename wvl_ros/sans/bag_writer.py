@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.rosbag2.storage_mcap import McapWriter
+from rosbags.rosbag2 import StoragePlugin
 
+from wvl_ros.sans.mcap_writer import BagWriter
 from wvl_ros.sans.part_folder import FACTS, PartFolder
 from wvl_ros.sans.topics import STEP_TOPICS, TOPICS, message_types
 from wvl_ros.worlds.droid import CAMERAS
@@ -95,7 +95,7 @@ class EpisodeRecording:
         self.published: Collection[str] | None = None  # topics known to have a publisher, None for not known
         self._out = out
         self._namespace = namespace.rstrip("/")
-        self._facts = {name: "" for name in FACTS} | {"iteration": "0"} | dict(facts)
+        self._facts = dict.fromkeys(FACTS, "") | {"iteration": "0"} | dict(facts)
         self._facts |= {"episode_id": episode_id, "namespace": self._namespace}
         self._last: int | None = None
         self._steps = 0
@@ -106,8 +106,12 @@ class EpisodeRecording:
         self._step_topics = {f"{self._namespace}/{name}" for name in STEP_TOPICS}
         self._connections: dict[str, Connection] = {}
         self._part = PartFolder.create(out, episode_id, self._facts)
-        self._writer = Writer(self._part.bag, version=9, storage_plugin=StoragePlugin.MCAP)
-        self._writer.open()
+        self._writer = BagWriter(self._part.bag, version=9, storage_plugin=StoragePlugin.MCAP)
+        try:
+            self._writer.open()
+        except OSError:
+            self._part.release()
+            raise
 
     def write(self, topic: str, stamp: int, data: bytes, *, anyway: bool = False) -> bool:
         """Adds one serialised message; False when it belongs to another episode (too early, or after the end).
@@ -122,7 +126,7 @@ class EpisodeRecording:
             if self._last is not None and stamp > self._last:
                 self._seen[topic] = stamp  # so it has come up to the end
                 return False
-            # DDS keeps a topic's order: what follows a message of the episode is not of before, whatever its clock says.
+            # DDS keeps a topic's order: what follows a message of the episode belongs to it, too.
             if stamp < self.first_stamp and topic not in self._count:
                 return False
         if topic in self._step_topics:
@@ -143,11 +147,7 @@ class EpisodeRecording:
 
     def flush(self) -> None:
         """Hands all that was written to the operating system: from then on the end of this process loses none of it."""
-        storage = self._writer.storage
-        assert isinstance(storage, McapWriter)
-        if storage.chunk.msgs:
-            storage.close_chunk()
-        storage.bio.flush()
+        self._writer.flush()
 
     def end(self, stamp: int, step: int, outcome: str) -> None:
         """Says that the episode ended with the observation of `stamp` (ns) at `step`; later messages are refused.

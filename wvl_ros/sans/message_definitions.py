@@ -57,7 +57,7 @@ def _definition_file(kind: str) -> Path | None:
 
 
 def _names(field: Any, arrays: bool = True) -> list[str]:
-    """Message types in a field's description: (Nodetype.NAME, name), or (array or sequence, ((Nodetype, name), size))."""
+    """Message types in a description: (Nodetype.NAME, name), or (array or sequence, ((Nodetype, name), size))."""
     kind, value = field
     if kind.name == "NAME":
         return [value]

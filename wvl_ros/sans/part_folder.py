@@ -1,4 +1,4 @@
-"""The folder of a recording that is not finished: hidden, locked while its writer lives, with a note of what it holds."""
+"""The folder of a recording that is not finished: hidden, locked while its writer lives, with a note about it."""
 
 from __future__ import annotations
 
