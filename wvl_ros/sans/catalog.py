@@ -104,7 +104,7 @@ def load(root: Path, known: Catalog | None = None) -> Catalog:
             rows += known.rows[first : first + EPISODES_PER_FILE]
             continue
         table = parse_rows(read_checked(root, name, str(files.get(name))), root / name)
-        for record, row in _entries(table, format, root / name):
+        for record, row in entries(table, format, root / name):
             records.append(record)
             rows.append(row)
     if len(records) != count or any(record.index != i for i, record in enumerate(records)):
@@ -151,7 +151,7 @@ def parse_rows(data: bytes, path: Path, columns: list[str] | None = None) -> pa.
         raise DatasetError(f"'{path}' is not a table of episodes: {error}.") from error
 
 
-def _entries(table: pa.Table, format: DatasetFormat, path: Path) -> list[tuple[EpisodeRecord, dict[str, Any]]]:
+def entries(table: pa.Table, format: DatasetFormat, path: Path) -> list[tuple[EpisodeRecord, dict[str, Any]]]:
     try:
         entries = []
         for row in table.to_pylist():

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +26,7 @@ from wvl_ros.sans.checked_files import digest, digest_file, read_checked
 from wvl_ros.sans.draft import Draft
 from wvl_ros.sans.episode import OUTCOMES, Episode
 from wvl_ros.sans.format import DatasetFormat, data_file, is_dataset, video_file
-from wvl_ros.sans.journal import Change, locked
+from wvl_ros.sans.journal import Change, ReadOnlyError, locked
 from wvl_ros.sans.statistics import Statistics
 from wvl_ros.sans.video import read_frames
 from wvl_ros.worlds.recorded import commanded_poses
@@ -220,10 +221,10 @@ class Dataset:
             row = dict(self._state.rows[index])
             row["sha256"] = row["sha256"] | {str(data_file(index)): digest(data)}
             record = replace(record, outcome=outcome, outcome_source=source)
-            change = Change(self.root)
-            change.write(data_file(index), data)
-            updates.relabel(change, self._state, record, row, columns["reward"])
-            change.commit()
+            with Change(self.root) as change:
+                change.write(data_file(index), data)
+                updates.relabel(change, self._state, record, row, columns["reward"])
+                change.commit()
             self._state = catalog.load(self.root, self._state)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -277,18 +278,14 @@ class Dataset:
                 fingerprint=fingerprint,
                 report=report,
             )
-            change = Change(self.root)
             sha256 = {}
-            for camera, (path, sum) in videos.items():
-                name = video_file(index, camera)
-                change.move(path, name)
-                sha256[str(name)] = sum
-            try:
-                updates.append(change, self._state, record, episode, commanded_poses(episode), extra, sha256, stats)
-            except BaseException:
-                change.discard()
-                raise
-            change.commit()
+            with Change(self.root) as change:
+                for camera, (path, sum) in videos.items():
+                    name = video_file(index, camera)
+                    change.move(path, name)
+                    sha256[str(name)] = sum
+                updates.append(change, self._state, record, episode, _commands(episode), extra, sha256, stats)
+                change.commit()
             self._state = catalog.load(self.root, self._state)
             return index
 
@@ -328,14 +325,21 @@ class Dataset:
             return read()
         except DatasetError:
             before = self._state
-            with locked(self.root):
+            with suppress(ReadOnlyError), locked(self.root):
                 self._state = catalog.load(self.root, before)
-                if self._state.rows[index]["sha256"] == before.rows[index]["sha256"]:
-                    raise
-                return read()
+                if self._state.rows[index]["sha256"] != before.rows[index]["sha256"]:
+                    return read()
+            raise
 
     def _name(self, path: Path) -> str:
         return str(self.root / path)
+
+
+def _commands(episode: Episode) -> NDArray[np.float64]:
+    """Commanded poses (N, 7); those of an episode that has them are left as they are, not even clipped."""
+    if episode.action_space == "cartesian_position":
+        return np.vstack([np.asarray(episode.commanded_start), episode.action])
+    return commanded_poses(episode)
 
 
 def _settled(root: Path, load: Callable[[], T]) -> T:
@@ -347,5 +351,6 @@ def _settled(root: Path, load: Callable[[], T]) -> T:
             if not is_dataset(root):
                 raise
             time.sleep(0.005)
-    with locked(root):
+    with suppress(ReadOnlyError), locked(root):
         return load()
+    return load()

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from wvl_ros.errors import DatasetError
-from wvl_ros.sans.checked_files import digest_file, sync
+from wvl_ros.sans.checked_files import digest_file
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.format import DatasetFormat
-from wvl_ros.sans.journal import new_draft, refusing
+from wvl_ros.sans.journal import new_draft
 from wvl_ros.sans.statistics import PictureStatistics, Statistics
 from wvl_ros.sans.video import Picture, VideoWriter
 
@@ -98,8 +98,6 @@ class Draft:
         for camera in self._dataset.format.cameras:
             writer = self._cameras[camera]
             writer.finish(steps)
-            with refusing(self._dataset.root):
-                sync(writer.path)
             videos[camera], stats[camera] = (writer.path, digest_file(writer.path)), writer.statistics.result()
         return self._dataset._add(episode, videos, stats, origin, fingerprint, report or {})
 

@@ -96,7 +96,7 @@ def from_parquet(data: bytes, what: str) -> dict[str, Any]:
             if column.null_count or (width > 1 and column.type != pa.list_(_TYPES[dtype], width)):
                 raise ValueError(f"column {name} is {column.type}")
             flat = column.flatten() if width > 1 else column
-            values = np.asarray(flat.to_numpy(zero_copy_only=False), dtype)
+            values = np.array(flat.to_numpy(zero_copy_only=False), dtype)  # a copy, so that it may be written
             result[name] = values.reshape(-1, width) if width > 1 or name in _ARRAYS else values
         return result | {name: table.column(name).to_pylist() for name in TEXTS}
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:

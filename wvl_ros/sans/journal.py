@@ -25,6 +25,10 @@ MARKER = "commit.json"
 LOCK_TIMEOUT = 60.0  # s
 
 
+class ReadOnlyError(DatasetError):
+    """A dataset that this user may read but not lock."""
+
+
 @contextmanager
 def locked(root: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     """Holds the dataset's lock; what a dead writer has left is completed or removed first.
@@ -36,7 +40,8 @@ def locked(root: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise DatasetError(f"'{path}' cannot be opened for locking: {error.strerror}.") from error
+        kind = ReadOnlyError if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else DatasetError
+        raise kind(f"'{path}' cannot be opened for locking: {error.strerror}.") from error
     try:
         _wait(handle, root, timeout)
         recover(root)
@@ -85,7 +90,9 @@ def recover(root: Path) -> None:
 
 
 class Change:
-    """New versions of files, staged one by one and then made together. The lock must be held throughout.
+    """New versions of files, staged one by one and then made together; a context that drops what is not committed.
+
+    The lock must be held throughout.
 
     Raises:
         DatasetError: in all methods, when the disk refuses; the dataset is then as before.
@@ -94,6 +101,13 @@ class Change:
     def __init__(self, root: Path) -> None:
         self.root, self._folder = root, root / JOURNAL
         self._moves: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Change:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not pending(self.root):
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def write(self, target: Path, data: bytes) -> None:
         """Stages the content of a file, given by its path in the dataset."""
@@ -110,25 +124,15 @@ class Change:
     def commit(self) -> None:
         """Makes the change."""
         marker = self._folder / MARKER
-        try:
-            with refusing(self.root):
-                for _, target in self._moves:  # now, so that no rename can fail for want of space
-                    (self.root / target).parent.mkdir(parents=True, exist_ok=True)
-                part = marker.with_suffix(".part")
-                write_synced(part, dump_signed({"moves": self._moves}))
-                sync(self._folder)
-                part.rename(marker)
-                sync(self._folder)
-        except DatasetError:
-            if not marker.exists():
-                self.discard()
-            raise
         with refusing(self.root):
+            for _, target in self._moves:  # now, so that no rename can fail for want of space
+                (self.root / target).parent.mkdir(parents=True, exist_ok=True)
+            part = marker.with_suffix(".part")
+            write_synced(part, dump_signed({"moves": self._moves}))
+            sync(self._folder)
+            part.rename(marker)
+            sync(self._folder)
             _roll_forward(self.root)
-
-    def discard(self) -> None:
-        """Drops what is staged."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextmanager
@@ -148,11 +152,11 @@ def refusing(root: Path) -> Iterator[None]:
 def _roll_forward(root: Path) -> None:
     folder = root / JOURNAL
     marker = folder / MARKER
-    moves = load_signed(marker.read_bytes(), marker)["moves"]
+    moves = load_signed(marker.read_bytes(), marker).get("moves")
+    if not isinstance(moves, list) or not all(_is_move(move) for move in moves):
+        raise DatasetError(f"'{marker}' is no list of renames within the dataset; remove it.")
     parents: dict[Path, None] = {}
     for source, target in moves:
-        if not (_inside(source) and _inside(target)):
-            raise DatasetError(f"'{marker}' names files outside of the dataset; remove it.")
         path = root / target
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -166,9 +170,11 @@ def _roll_forward(root: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _inside(path: str) -> bool:
-    pure = PurePosixPath(path)
-    return not pure.is_absolute() and ".." not in pure.parts and len(pure.parts) > 1
+def _is_move(move: object) -> bool:
+    if not isinstance(move, list) or len(move) != 2 or not all(isinstance(path, str) for path in move):
+        return False
+    paths = [PurePosixPath(path) for path in move]
+    return all(not path.is_absolute() and ".." not in path.parts and len(path.parts) > 1 for path in paths)
 
 
 def new_draft(root: Path) -> tuple[Path, int]:

@@ -45,9 +45,9 @@ def make_folder(root: Path) -> None:
 
 def write_empty(root: Path, format: DatasetFormat) -> None:
     """The files of a dataset without episodes. The lock must be held."""
-    change = Change(root)
-    _finish(change, Catalog(format, {}, (), ()), {TASKS: _tasks_bytes([]), STATS: dump({})}, 0, 0, 0)
-    change.commit()
+    with Change(root) as change:
+        _finish(change, Catalog(format, {}, (), ()), {TASKS: _tasks_bytes([]), STATS: dump({})}, 0, 0, 0)
+        change.commit()
 
 
 def append(

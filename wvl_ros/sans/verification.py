@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from wvl_ros.errors import DatasetError
 from wvl_ros.sans import catalog
-from wvl_ros.sans.checked_files import digest_file
-from wvl_ros.sans.format import DRAFTS, JOURNAL, LOCK, SANS
-from wvl_ros.sans.journal import locked
+from wvl_ros.sans.checked_files import digest_file, read_checked
+from wvl_ros.sans.format import (
+    DRAFTS,
+    EPISODES_PER_FILE,
+    JOURNAL,
+    LOCK,
+    SANS,
+    DatasetFormat,
+    data_file,
+    episodes_file,
+    video_file,
+)
+from wvl_ros.sans.journal import ReadOnlyError, locked
 
 FOLDERS = ("data", "videos", "meta")  # beside these a user may keep what they like
 
@@ -27,25 +38,53 @@ def verify(root: Path, progress: Callable[[int, int], None] | None = None) -> li
         One sentence a corruption, which names the file; empty when all is well.
     """
     try:
-        with locked(root):
-            state = catalog.load(root)
-            present = _present(root)
+        expected, problems = _expected(root)
     except DatasetError as error:
-        return [str(error), *_changed_meta(root, str(error))]
-    expected = dict(state.files)
-    for row in state.rows:
-        expected |= row["sha256"]
-    problems = [
-        f"'{root / name}' is not part of the dataset; remove it."
-        for name in sorted(present - expected.keys() - {str(SANS)})
-    ]
+        return [str(error)]
     for count, (name, sha256) in enumerate(expected.items()):
         problem = _problem(root, name, sha256)
-        if problem and not _relabelled(root, name, sha256):
+        if problem and not _changed_since(root, name, sha256):
             problems.append(problem)
         if progress:
             progress(count + 1, len(expected))
     return problems
+
+
+def _expected(root: Path) -> tuple[dict[str, str], list[str]]:
+    """Checksums of all files at one moment, and what is wrong with their names.
+
+    Raises:
+        DatasetError: meta/sans.json does not tell.
+    """
+    catalog.read_body(root)  # says so when there is no dataset at all
+    with ExitStack() as stack:
+        with suppress(ReadOnlyError):  # then no change of its own is to be completed here
+            stack.enter_context(locked(root))
+        body = catalog.read_body(root)
+        format, count, meta = DatasetFormat.from_json(body.get("dataset")), body["episodes"], body["files"]
+        names = {str(SANS)} | {str(name) for name in meta}
+        for index in range(count):
+            names |= {str(data_file(index)), *(str(video_file(index, camera)) for camera in format.cameras)}
+        present = _present(root)
+        expected = {str(name): str(sha256) for name, sha256 in meta.items()}
+        for number in range(-(-count // EPISODES_PER_FILE)):
+            expected |= _of_episodes(root, number, format, meta)
+    problems = [f"'{root / name}' is not part of the dataset; remove it." for name in sorted(present - names)]
+    problems += [f"'{root / name}' is missing; copy the dataset again." for name in sorted(names - present)]
+    return {name: sha256 for name, sha256 in expected.items() if name in present}, problems
+
+
+def _of_episodes(root: Path, number: int, format: DatasetFormat, meta: Mapping[str, str]) -> dict[str, str]:
+    """Checksums of data and videos; none when their table is damaged, which its own checksum tells."""
+    name = episodes_file(number)
+    sums: dict[str, str] = {}
+    try:
+        table = catalog.parse_rows(read_checked(root, name, str(meta.get(str(name)))), root / name)
+        for _, row in catalog.entries(table, format, root / name):
+            sums |= row["sha256"]
+    except DatasetError:
+        return {}
+    return sums
 
 
 def _problem(root: Path, name: str, sha256: str) -> str:
@@ -57,17 +96,13 @@ def _problem(root: Path, name: str, sha256: str) -> str:
     return f"'{root / name}' is not what was written there (its checksum differs); copy it again."
 
 
-def _relabelled(root: Path, name: str, sha256: str) -> bool:
-    """Whether a writer has changed the file since, and it is sound."""
+def _changed_since(root: Path, name: str, sha256: str) -> bool:
+    """Whether a writer has changed the file meanwhile, and it is sound."""
     try:
-        with locked(root):
-            state = catalog.load(root)
-            newest = dict(state.files)
-            for row in state.rows:
-                newest |= row["sha256"]
-            return newest.get(name) != sha256 and not _problem(root, name, newest.get(name, ""))
+        newest = _expected(root)[0].get(name)
     except DatasetError:
         return False
+    return newest is not None and newest != sha256 and not _problem(root, name, newest)
 
 
 def _present(root: Path) -> set[str]:
@@ -79,13 +114,3 @@ def _present(root: Path) -> set[str]:
                 continue
             files.add(str(name))
     return files
-
-
-def _changed_meta(root: Path, known: str) -> list[str]:
-    """Further files in meta/ that are damaged when the dataset cannot be opened."""
-    try:
-        body = catalog.read_body(root)
-    except DatasetError:
-        return []
-    problems = [_problem(root, str(name), str(sha256)) for name, sha256 in body["files"].items()]
-    return [problem for problem in problems if problem and problem != known]

@@ -7,7 +7,9 @@ cameras and episodes run beside each other.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -57,9 +59,10 @@ class VideoWriter:
         self._last: av.VideoFrame | None = None
         rate = Fraction(fps).limit_denominator(1001)
         try:
-            self._container = av.open(str(path), "w", format="mp4")
-        except (OSError, av.error.FFmpegError) as error:
+            self._file = path.open("w+b")  # ours, because PyAV does not close its own when the disk is full
+        except OSError as error:
             raise _not_written(path, error) from error
+        self._container = av.open(self._file, "w", format="mp4")
         stream = self._container.add_stream("libx264rgb" if self._rgb else "libx264", rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = "rgb24" if self._rgb else "yuv444p"
@@ -106,7 +109,7 @@ class VideoWriter:
             self._encode(self._last)
 
     def close(self) -> None:
-        """Ends the file and checks that all frames are in it (a full disk may show only here).
+        """Ends the file, writes it through to the disk, and checks that all frames are in it (a full disk may show only here).
 
         Raises:
             DatasetError: the file is not whole.
@@ -115,6 +118,9 @@ class VideoWriter:
             if self.frames:
                 self._container.mux(self._stream.encode())
             self._container.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
             written = count_frames(self.path)
         except (OSError, av.error.FFmpegError) as error:
             raise _not_written(self.path, error) from error
@@ -122,11 +128,11 @@ class VideoWriter:
             raise DatasetError(f"'{self.path.name}' holds {written} of {self.frames} frames; is the disk full?")
 
     def abort(self) -> None:
-        """Closes the file as it is."""
-        try:
+        """Closes the file as it is, whole or not."""
+        with suppress(OSError, av.error.FFmpegError):  # the caller drops the file and knows why
             self._container.close()
-        except (OSError, av.error.FFmpegError):
-            self.path.unlink(missing_ok=True)  # the caller drops it anyway
+        with suppress(OSError):
+            self._file.close()
 
     def _encode(self, frame: av.VideoFrame | None) -> None:
         assert frame is not None
