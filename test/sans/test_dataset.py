@@ -140,7 +140,8 @@ def test_another_format_is_refused_by_both_names(tmp_path: Path) -> None:
     for other in (DatasetFormat(SIZE, fps=30), DatasetFormat(SIZE, codec="lossless"), DatasetFormat({"top": (64, 64)})):
         with pytest.raises(DatasetError) as error:
             Dataset.open_or_create(tmp_path / "sans", other)
-        assert str(DatasetFormat(SIZE)) in str(error.value) and str(other) in str(error.value)
+        assert str(DatasetFormat(SIZE)) in str(error.value)
+        assert str(other) in str(error.value)
     assert Dataset.open_or_create(tmp_path / "sans", DatasetFormat(SIZE)).records == ()
 
 
@@ -162,7 +163,8 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path, make_ep
             draft.commit(replace(episode, images={}, image_stride=1))
         with pytest.raises(DatasetError, match="no camera"):
             draft.add_image("top", episode.images[droid.CAMERAS[0]][0])
-    assert len(dataset) == 0 and dataset.verify() == []
+    assert len(dataset) == 0
+    assert dataset.verify() == []
     assert list((tmp_path / "sans/meta/.drafts").iterdir()) == []
 
 
@@ -178,7 +180,8 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
         Dataset.create(tmp_path / "new", DatasetFormat({})).read(0)
     with pytest.raises(DatasetError, match="already"):
         Dataset.create(tmp_path / "new", DatasetFormat({}))
-    assert is_dataset(tmp_path / "new") and not is_dataset(tmp_path / "photos")
+    assert is_dataset(tmp_path / "new")
+    assert not is_dataset(tmp_path / "photos")
 
 
 def test_cameras_may_be_added_from_threads(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
@@ -223,5 +226,7 @@ def test_lerobot_finds_its_files(tmp_path: Path, make_episode: Callable[..., Epi
     assert np.shape(stats["observation.images.wrist_image_left"]["q50"]) == (3, 1, 1)
     everything = np.concatenate([dataset.read(i).joint_position for i in range(3)])
     numbers = stats["observation.state.joint_position"]
-    assert numbers["mean"] == pytest.approx(everything.mean(0)) and numbers["std"] == pytest.approx(everything.std(0))
-    assert numbers["max"] == everything.max(0).tolist() and numbers["count"] == [33]
+    assert numbers["mean"] == pytest.approx(everything.mean(0))
+    assert numbers["std"] == pytest.approx(everything.std(0))
+    assert numbers["max"] == everything.max(0).tolist()
+    assert numbers["count"] == [33]

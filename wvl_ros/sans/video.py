@@ -109,7 +109,7 @@ class VideoWriter:
             self._encode(self._last)
 
     def close(self) -> None:
-        """Ends the file, writes it through to the disk, and checks that all frames are in it (a full disk may show only here).
+        """Ends the file, writes it through, and checks that all frames are in it: a full disk may show only here.
 
         Raises:
             DatasetError: the file is not whole.
