@@ -74,7 +74,7 @@ def render(episode: Episode, folder: Path, reference: Reference | None = None, *
         part.unlink(missing_ok=True)
     part = folder / f".{os.getpid()}.{SHEET}"
     try:
-        _contact_sheet(episode, reference, label).save(part, format="PNG")
+        contact_sheet(episode, reference, label).save(part, format="PNG")
         part.replace(sheet)
     finally:
         part.unlink(missing_ok=True)
@@ -142,8 +142,12 @@ def _caption(width: int, first: str, second: str) -> Picture:
     return np.asarray(picture)
 
 
-def _contact_sheet(episode: Episode, reference: Reference | None, label: str) -> Image.Image:
-    """Eight moments from first to last; for each camera a row, the reference's above it."""
+def contact_sheet(episode: Episode, reference: Reference | None = None, label: str = "") -> Image.Image:
+    """Eight moments from first to last; for each camera a row, the reference's above it.
+
+    Raises:
+        EpisodeError: a camera is missing.
+    """
     steps = np.linspace(0, len(episode) - 1, min(COLUMNS, len(episode))).round().astype(int)
     columns = []
     for step in steps:

@@ -87,11 +87,7 @@ def open_cache(
     """
 
     def frames(entry: EpisodeEntry) -> Iterator[NDArray[np.uint8]]:
-        if actions_per_frame % entry.image_stride:
-            raise EpisodeError(
-                f"Episode '{entry.episode_id or entry.name}' has an image each {entry.image_stride} steps, not each "
-                f"{actions_per_frame} as needed."
-            )
+        check_stride(entry.episode_id or entry.name, entry.image_stride, actions_per_frame)
         every, start = actions_per_frame // entry.image_stride, 0  # of images
         for block in entry.blocks(droid.CAMERAS):
             views = [patches.resize(block[camera][-start % every :: every], size, size) for camera in droid.CAMERAS]
@@ -119,6 +115,29 @@ def episode_arrays(episode: Episode) -> tuple[Tensor, Tensor]:
     commands = torch.from_numpy(commanded_poses(episode))
     poses, grippers = torch.from_numpy(episode.cartesian_position), torch.from_numpy(episode.gripper_position)
     return Kinematics.recorded(poses, grippers, commands).pack().float(), commands[1:].float()
+
+
+def episode_frames(episode: Episode, size: int, patch: int, every: int) -> NDArray[np.uint8]:
+    """Frames (M, G, G, C) uint8 of an episode at steps 0, every, 2 every, ...
+
+    Raises:
+        EpisodeError: a camera is missing, or images were not taken at these steps.
+    """
+    missing = [camera for camera in droid.CAMERAS if camera not in episode.images]
+    if missing:
+        raise EpisodeError(
+            f"Episode '{episode.episode_id}' lacks the camera '{missing[0]}'; the world model needs all three."
+        )
+    check_stride(episode.episode_id, episode.image_stride, every)
+    rows = slice(None, None, every // episode.image_stride)
+    views = [patches.resize(episode.images[camera][rows], size, size) for camera in droid.CAMERAS]
+    return patches.to_patches(np.stack(views, 1), patch)
+
+
+def check_stride(name: str, stride: int, every: int) -> None:
+    """Raises an EpisodeError when an image each `stride` steps is not one at each `every`-th."""
+    if every % stride:
+        raise EpisodeError(f"Episode '{name}' has an image each {stride} steps, not each {every} as needed.")
 
 
 def _numbers(episode: Episode) -> NDArray[np.float32]:
