@@ -10,13 +10,14 @@ from pathlib import Path
 
 import yaml
 from mcap.exceptions import McapError
+from rosbags.serde import SerdeError
 
 from wvl_ros.errors import BagError
 
 # What struct, numpy, pyarrow, Pillow, PyYAML, mcap, rosbags and sqlite3 raise at bytes that make no sense.
 DAMAGE = (
     *(OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError),
-    *(MemoryError, RecursionError, struct.error, sqlite3.Error, yaml.YAMLError, McapError, SyntaxError),
+    *(MemoryError, RecursionError, struct.error, sqlite3.Error, yaml.YAMLError, McapError, SerdeError, SyntaxError),
 )
 
 
