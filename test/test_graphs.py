@@ -55,6 +55,17 @@ def test_real_robot_runs_on_the_tabletop_with_the_wall_clock() -> None:
     assert all(not node.remappings for node in nodes.values())
 
 
+def test_real_robot_plays_a_recorded_episode_in_its_own_shape() -> None:
+    nodes = by_path(REAL_ROBOT.nodes({"robot": "recorded", "source": "data/sans#3", "policy": "replay"}))
+    world = nodes["/real/world"].parameters
+    assert (world["world"], world["source"], world["image_height"]) == ("recorded", "data/sans#3", 0)
+    for name in ("policy", "runner"):
+        assert nodes[f"/real/{name}"].parameters["source"] == "data/sans#3"
+    for wrong in ({"robot": "recorded"}, {"source": "droid"}):
+        with pytest.raises(ConfigError, match="robot:=recorded plays an episode"):
+            REAL_ROBOT.nodes(wrong)
+
+
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=lambda graph: graph.name)
 def test_a_namespace_moves_every_name(graph: graphs.Graph) -> None:
     for node in graph.nodes({"namespace": "/lab/"}):
@@ -83,7 +94,7 @@ def test_a_wrong_argument_is_named(arguments: dict[str, str], sentence: str) -> 
 
 
 def test_a_robot_without_driver_is_unknown() -> None:
-    with pytest.raises(UnknownNameError, match="'panda'; choose one of: tabletop"):
+    with pytest.raises(UnknownNameError, match="'panda'; choose one of: recorded, tabletop"):
         REAL_ROBOT.nodes({"robot": "panda"})
 
 

@@ -122,6 +122,8 @@ class Graph:
         values: Values = {name: a.parse(given[name]) if name in given else a.default for name, a in known.items()}
         if values["policy"] == "replay" and values.get("source", "") in FRESH:
             raise ConfigError("policy:=replay needs an episode to replay: add source:=droid or the path of one.")
+        if "robot" in values and (values["robot"] == "recorded") != (values["source"] not in FRESH):
+            raise ConfigError("robot:=recorded plays an episode: give it and a source together, such as source:=droid.")
         return values
 
     def nodes(self, given: Mapping[str, str]) -> list[Node]:
@@ -247,6 +249,8 @@ def _imagine(values: Values) -> list[Node]:
 def _real_robot(values: Values) -> list[Node]:
     real = _namespace(values, "real")
     world: Values = {"world": values["robot"], **_pick(values, "task", "instruction", "seed", "max_steps")}
+    if values["robot"] == "recorded":  # in its own shape
+        world |= {"image_height": 0, "image_width": 0, **_pick(values, "source", "start")}
     nodes = [Node("world", "world", real, world), *_loop(values, real, ["run_episode"], ())]
     return nodes + _viewers(values, ["real"])
 
@@ -265,6 +269,8 @@ _COMMON = (
     Argument("rviz", False, "Whether to open RViz with the cameras and the robot."),
 )
 
+_START = Argument("start", 0, "The step inside the source to start from.", least=0)
+
 IMAGINE = Graph(
     "imagine",
     "The policy acts in the world model; in /real the tabletop or the recorded episode gets the same actions.",
@@ -273,10 +279,10 @@ IMAGINE = Graph(
             "source",
             "",
             "What to start from: empty for a fresh tabletop reset, 'droid' for the shipped DROID episode, or the path"
-            " of a bag, an episode file or a DROID folder.",
+            " of a bag, an episode file, a DROID folder or DATASET#INDEX.",
             path=True,
         ),
-        Argument("start", 0, "The step inside the source to start from.", least=0),
+        _START,
         Argument("world_model", "small", "The world model's weights: 'small' or the path of a checkpoint.", path=True),
         Argument("reference", "auto", "Whether to run the reference in /real.", ("auto", "none")),
         *_COMMON,
@@ -286,8 +292,23 @@ IMAGINE = Graph(
 
 REAL_ROBOT = Graph(
     "real_robot",
-    "The policy acts on the robot in real time, or on its stand-in, the tabletop.",
-    (Argument("robot", "tabletop", "The robot to act on.", ("tabletop",)), *_COMMON),
+    "The policy acts on the robot in real time, or on its stand-in, the tabletop; or a recorded episode is played.",
+    (
+        Argument(
+            "robot",
+            "tabletop",
+            "The robot to act on; 'recorded' plays the source in real time, whatever the policy does.",
+            ("tabletop", "recorded"),
+        ),
+        Argument(
+            "source",
+            "",
+            "The episode for robot:=recorded and policy:=replay: 'droid', a bag, an episode file or DATASET#INDEX.",
+            path=True,
+        ),
+        _START,
+        *_COMMON,
+    ),
     _real_robot,
 )
 

@@ -8,6 +8,7 @@ import pytest
 
 from wvl_ros.commands import collect
 from wvl_ros.errors import ConfigError, UnknownNameError
+from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
 
 
@@ -28,9 +29,23 @@ def test_collects_what_is_missing_and_the_same_again(tmp_path: Path) -> None:
         one, other = Episode.load(path), Episode.load(tmp_path / "b" / path.name)
         assert np.array_equal(one.action, other.action)
         assert np.array_equal(one.images["wrist_image_left"], other.images["wrist_image_left"])
+        assert one.outcome_source == "world"
         assert one.outcome in ("success", "near_success", "failure")
         assert (one.outcome == "success") == bool(one.reward.any())
         assert (len(one.images["wrist_image_left"]), len(one)) == (21, 61)
+
+
+def test_collects_into_a_dataset_with_the_world_as_judge(tmp_path: Path) -> None:
+    words = ("--task", "push", "--size", "32", "--out", str(tmp_path / "sans"))
+    first = collect.run(arguments(*words, "--episodes", "1", "--format", "sans"))
+    again = collect.run(arguments(*words, "--episodes", "2"))  # a dataset is known when it is there
+    assert [(r["collected"], r["kept"]) for r in (first, again)] == [(1, 0), (1, 1)]
+    dataset = Dataset.open(tmp_path / "sans")
+    assert [record.episode_id for record in dataset.records] == ["push_0000000", "push_0000001"]
+    assert {record.outcome_source for record in dataset.records} == {"world"}
+    assert len(dataset.read(0).images["wrist_image_left"]) == 21
+    with pytest.raises(ConfigError, match="is a SANS dataset"):
+        collect.run(arguments(*words, "--format", "files"))
 
 
 def test_bad_options_are_refused(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""`wvl collect`: tabletop episodes of every outcome, by scripted experts, into a folder of episode files."""
+"""`wvl collect`: tabletop episodes of every outcome, by scripted experts, into a folder of files or a SANS dataset."""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="all", help="pick_place, push, stack, sweep or all (default)")
     parser.add_argument("--episodes", type=int, default=100, help="episodes a task (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the others count up")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to; episodes already there are kept")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder or SANS dataset; episodes already there are kept"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("files", "sans"),
+        help="an episode file each, or one SANS dataset (default: files, but sans where --out is a dataset)",
+    )
     parser.add_argument("--size", type=int, default=128, help="image height and width in pixels (default 128)")
     parser.add_argument("--stride", type=int, default=3, help="control steps an image (default 3: 5 Hz)")
     parser.add_argument("--good-only", action="store_true", help="flawless demonstrations instead of every outcome")
@@ -34,17 +42,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tasks = list(TASKS) if args.task == "all" else [find_task(args.task).name]
     if args.episodes < 1 or args.workers < 1 or args.stride < 1 or args.size < 16:
         raise ConfigError("--episodes, --workers and --stride must be at least 1, --size at least 16.")
-    args.out.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (task, seed, args.out / f"{task}_{seed:07d}.safetensors", args.size, args.stride, args.good_only)
+        Job(task, seed, args.out, args.size, args.stride, args.good_only)
         for seed in range(args.seed, args.seed + args.episodes)
         for task in tasks
     ]
-    todo = [job for job in jobs if not job[2].exists()]
+    if (args.format or ("sans" if _is_dataset(args.out) else "files")) == "sans":
+        collect, there = _append, {record.fingerprint for record in _dataset(jobs[0]).records}
+        todo = [job for job in jobs if job.fingerprint not in there]
+    elif _is_dataset(args.out):
+        raise ConfigError(f"'{args.out}' is a SANS dataset: leave out --format files, or choose another folder.")
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        collect, todo = _save, [job for job in jobs if not job.path.exists()]
     counts: Counter[str] = Counter()
     context = multiprocessing.get_context("spawn")  # a forked child would inherit the renderer's context
     with context.Pool(args.workers) as pool, tqdm(total=len(todo), unit="episode", disable=None) as bar:
-        for task, outcome in pool.imap_unordered(_collect, todo):
+        for task, outcome in pool.imap_unordered(collect, todo):
             counts[f"{task}/{outcome}"] += 1
             bar.update()
     return {
@@ -55,18 +69,64 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Job:
+    """One episode to collect."""
+
+    task: str
+    seed: int
+    out: Path
+    size: int
+    stride: int
+    good: bool
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.out / f"{self.task}_{self.seed:07d}.safetensors"
+
+    @property
+    def fingerprint(self) -> str:
+        """Its key in a dataset."""
+        return f"collect {self.task} {self.seed} {self.size} {self.stride} {'good' if self.good else 'any'}"
+
+
 _worlds: dict[tuple[int, int], Any] = {}
 
 
-def _collect(job: tuple[str, int, Path, int, int, bool]) -> tuple[str, str]:
+def _collect(job: Job) -> Any:
     from wvl_ros.sans.collect import collect_episode
     from wvl_ros.worlds.experts import Skill
     from wvl_ros.worlds.tabletop import TabletopWorld
 
-    task, seed, path, size, stride, good = job
-    if (size, stride) not in _worlds:
-        _worlds[size, stride] = TabletopWorld(task, size, size, image_stride=stride)
-    skill, mode = (Skill(), "good") if good else (None, "")
-    episode = collect_episode(_worlds[size, stride], task, seed, skill, STEPS[task], mode)
-    episode.save(path)
-    return task, episode.outcome
+    shape = (job.size, job.stride)
+    if shape not in _worlds:
+        _worlds[shape] = TabletopWorld(job.task, job.size, job.size, image_stride=job.stride)
+    skill, mode = (Skill(), "good") if job.good else (None, "")
+    return collect_episode(_worlds[shape], job.task, job.seed, skill, STEPS[job.task], mode)
+
+
+def _save(job: Job) -> tuple[str, str]:
+    episode = _collect(job)
+    episode.save(job.path)
+    return job.task, episode.outcome
+
+
+def _append(job: Job) -> tuple[str, str]:
+    episode = _collect(job)
+    _dataset(job).append(episode, origin="wvl collect", fingerprint=job.fingerprint)
+    return job.task, episode.outcome
+
+
+def _dataset(job: Job) -> Any:
+    from wvl_ros.sans.dataset import Dataset
+    from wvl_ros.sans.format import DatasetFormat
+    from wvl_ros.worlds.droid import CAMERAS
+
+    return Dataset.open_or_create(job.out, DatasetFormat(dict.fromkeys(CAMERAS, (job.size, job.size))))
+
+
+def _is_dataset(path: Path) -> bool:
+    from wvl_ros.sans.format import is_dataset
+
+    return is_dataset(path)

@@ -83,6 +83,7 @@ def collect_episode(
         task=task,
         instruction=info["instruction"],
         outcome=outcome or ("near_success" if world.near else "failure"),
+        outcome_source="world",
         source="expert/tabletop",
         episode_id=f"{task}_{seed:07d}",
         image_stride=stride,

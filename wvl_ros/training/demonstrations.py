@@ -103,6 +103,7 @@ def record_demonstration(task: str, seed: int, disturbance: Disturbance | None =
         task=task,
         instruction=info["instruction"],
         outcome=info["outcome"],
+        outcome_source="world",
         source="expert/tabletop",
         episode_id=f"demonstration_{seed}",
         image_stride=IMAGE_STRIDE,
