@@ -87,13 +87,11 @@ def common_clock(offsets: dict[str, int]) -> bool:
 
 
 def image_stride(times: Times, steps: Times) -> int:
-    """s when the images are exactly those of the steps 0, s, 2s, ..., else 1."""
-    if not 1 <= len(times) < len(steps):
-        return 1
+    """s when of all steps just 0, s, 2s, ... (at least three) have an image with exactly their stamp, else 1."""
     found = np.flatnonzero(np.isin(steps, times))
-    if len(found) != len(np.unique(times)) or found[0] != 0:
+    if len(found) < 3:
         return 1
-    stride = int(found[1]) if len(found) > 1 else len(steps)
+    stride = int(found[1])
     return stride if np.array_equal(found, np.arange(0, len(steps), stride)) else 1
 
 

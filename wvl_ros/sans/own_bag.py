@@ -30,6 +30,7 @@ from wvl_ros.sans.topics import ABORTED, FINISHED, message_types
 from wvl_ros.worlds.droid import CONTROL_HZ
 
 TOLERANCE = 0.5 / CONTROL_HZ
+EXACT = 1e-6  # s, where two worlds published at the same time: stamps tell whose a message is
 
 
 def read_own(bag: Bag, topics: Topics, options: AlignmentOptions) -> list[tuple[str, Callable[[], BagEpisode]]]:
@@ -74,7 +75,8 @@ class _Reader:
         note = bag.custom_data if bag.custom_data.get("episode_id", name) == name else {}
         images = {camera: tracks[topic] for camera, topic in topics.cameras.items()}
         stride = self._stride(images, steps, note)
-        tolerance = topics.mapping.image_tolerance or TOLERANCE
+        alone = self._alone(name)
+        tolerance = (topics.mapping.image_tolerance or TOLERANCE) if alone else EXACT
         cameras, streams = align_cameras(
             bag, images, dict(topics.mapping.cameras), steps, tolerance, self._options, stride
         )
@@ -86,7 +88,7 @@ class _Reader:
                 topic,
                 track.times,
                 steps,
-                topics.mapping.state_gap,
+                topics.mapping.state_gap if alone else EXACT,
                 allow_holes=self._options.allow_holes,
                 start=int(steps[0]),
             )
@@ -155,6 +157,12 @@ class _Reader:
                 f"s at step {step} of episode '{name}'; such an episode cannot be aligned."
             )
         return stamps, [by_step[step][1] for step in range(len(by_step))]
+
+    def _alone(self, name: str) -> bool:
+        """Whether no other episode has steps between the first and the last of this one."""
+        stamps = {other: [stamp for stamp, _ in steps.values()] for other, steps in self.steps.items()}
+        first, last = min(stamps[name]), max(stamps[name])
+        return not any(first <= stamp <= last for other in stamps if other != name for stamp in stamps[other])
 
     def _tracks(self, rows: list[int]) -> dict[str, Track]:
         """All streams by time; where the clock was set back between episodes, only the messages of its segment."""
