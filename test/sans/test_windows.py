@@ -11,7 +11,9 @@ import pytest
 
 from wvl_ros.errors import ConfigError, EpisodeError
 from wvl_ros.sans.cache import FOLDER, Cache
+from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
+from wvl_ros.sans.format import DatasetFormat
 from wvl_ros.sans.windows import WindowConfig, WindowSampler, window_cache
 from wvl_ros.worlds import droid
 
@@ -146,6 +148,25 @@ def test_the_cache_grows_with_the_episodes_and_survives_a_kill(
     changed = open_windows(folder)
     assert changed.entries[0].instruction == "another"
     np.testing.assert_array_equal(changed.frames[changed.frame_start[0]], before.frames[0])
+
+
+def test_a_dataset_s_labels_are_followed_without_decoding_it_again(
+    tmp_path: Path, make_episode: Callable[..., Episode]
+) -> None:
+    format = DatasetFormat(dict.fromkeys(droid.CAMERAS, (SIZE, SIZE)), codec="lossless")
+    dataset = Dataset.create(tmp_path / "sans", format)
+    for i in range(2):
+        dataset.append(coloured(make_episode(seed=i, steps=13, outcome="failure", size=SIZE), i))
+    before = open_windows(dataset.root)
+    dataset.label(1, "success")
+    dataset.append(coloured(make_episode(seed=2, steps=7, size=SIZE), 2))
+    after = open_windows(dataset.root)
+    assert len(after.frames) == len(before.frames) + 3  # of the new episode alone
+    w = WindowSampler(after, WindowConfig(frames=2, history=0)).windows(np.array([1, 2]), np.array([9, 0]))
+    assert w.outcome == ["success", "success"]
+    assert w.reward[0].tolist() == [0.0, 1.0]
+    assert shown(w.images)[:, :, 0].tolist() == [[[1, 0, 3], [1, 0, 4]], [[2, 0, 0], [2, 0, 1]]]
+    assert dataset.verify() == []
 
 
 def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path, make_episode: Callable[..., Episode]) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from wvl_ros.errors import EpisodeError
 from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.tokenizer import WordTokenizer
+from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
+from wvl_ros.sans.format import DatasetFormat
 from wvl_ros.training.demonstrations import Disturbance, record_demonstration
+from wvl_ros.training.frame_cache import open_cache
 from wvl_ros.training.samples import build_samples, chunk_targets, key_places, read_episodes
 from wvl_ros.worlds import droid
 
@@ -122,6 +126,25 @@ def test_only_successes_and_disturbed_demonstrations_teach(tmp_path: Path, distu
         list(read_episodes([tmp_path]))
     with pytest.raises(EpisodeError, match="holds no episodes"):
         list(read_episodes([tmp_path / "empty"]))
+
+
+def test_a_dataset_teaches_as_its_files_do(tmp_path: Path, disturbed: Episode) -> None:
+    good = by_hand(slice(10, 20))
+    format = DatasetFormat(dict.fromkeys(droid.CAMERAS, (64, 64)), codec="lossless")
+    dataset = Dataset.create(tmp_path / "sans", format)
+    for i, episode in enumerate((good, replace(good, outcome="failure"), disturbed)):
+        episode.save(tmp_path / "files" / f"{i}.safetensors")
+        dataset.append(episode)
+    one, other = (build_samples(read_episodes([tmp_path / name]), CONFIG) for name in ("sans", "files"))
+    assert len(one) > 0
+    for name in ("images", "state", "places"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    torch.testing.assert_close(one.actions, other.actions, equal_nan=True)
+    cache = open_cache(tmp_path / "sans", size=64, patch=4, actions_per_frame=3, rig="tabletop")
+    same = open_cache(tmp_path / "files", size=64, patch=4, actions_per_frame=3, rig="tabletop")
+    for name in ("frames", "kinematics", "actions", "rewards", "calibrated"):
+        np.testing.assert_array_equal(getattr(cache, name), getattr(same, name))
+    assert cache.outcomes == same.outcomes
 
 
 def test_samples_line_up(disturbed: Episode) -> None:

@@ -188,7 +188,12 @@ def evaluate(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `wvl evaluate world-model`."""
-    parser.add_argument("--data", type=Path, required=True, help="folder of episodes the model was not trained on")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="dataset or folder of held-out episodes",
+    )
     parser.add_argument("--checkpoint", default="small", help="a shipped name or a folder (default: small)")
     parser.add_argument("--episodes", type=int, default=None, help="evaluate only so many, evenly over the folder")
     parser.add_argument("--steps", type=int, default=1, help="denoising steps a frame (default: 1)")

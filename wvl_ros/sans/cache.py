@@ -96,8 +96,10 @@ def open_cache(path: Path | str, recipe: Recipe, *, limit: int | None = None, fo
         target.mkdir(parents=True, exist_ok=True)
         with _locked(target):
             lines = _complete(target, recipe, entries, everything)
-            frames = np.memmap(target / _FILES[0], np.uint8, "r").reshape(-1, *recipe.frame_shape)
-            numbers = np.memmap(target / _FILES[1], recipe.dtype, "r").reshape(-1, recipe.columns)
+            rows = max(line["frame"] + line["frames"] for line in lines)
+            frames = np.memmap(target / _FILES[0], np.uint8, "r", shape=(rows, *recipe.frame_shape))
+            rows = max(line["step"] + line["steps"] for line in lines)
+            numbers = np.memmap(target / _FILES[1], recipe.dtype, "r", shape=(rows, recipe.columns))
     except OSError as error:
         raise EpisodeError(
             f"The cache '{target}' cannot be written ({error.strerror}); make the folder writable, with room in it."
@@ -123,7 +125,7 @@ def _complete(
     """Adds the episodes that are missing; the line of each entry."""
     known = _lines(target)
     if _wasteful(known, everything):
-        for name in _FILES:  # unlinked: whoever has them mapped keeps them
+        for name in reversed(_FILES):  # the index first; whoever has the others mapped keeps them
             (target / name).unlink(missing_ok=True)
         known = []
     by_name = {line["name"]: line for line in known}
@@ -132,6 +134,8 @@ def _complete(
     frame = max((line["frame"] + line["frames"] for line in known), default=0)
     step = max((line["step"] + line["steps"] for line in known), default=0)
     todo = [entry for entry in entries if not _current(by_name.get(entry.name), entry)]
+    if not todo:
+        return [by_name[entry.name] for entry in entries]
     with (
         _writable(target / _FILES[0], frame * size) as frames,
         _writable(target / _FILES[1], step * width) as numbers,

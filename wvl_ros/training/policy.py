@@ -189,7 +189,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=METHODS, default="sft", help="how to train (sft: supervised, on demonstrations)"
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of episodes to learn from")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="SANS datasets or folders of episode files")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the new checkpoint; a stopped training goes on there"
     )

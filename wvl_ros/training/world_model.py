@@ -100,8 +100,8 @@ def _blind(trainer: Trainer, out: Path) -> BlindBaseline:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `wvl train world-model`."""
-    parser.add_argument("--data", type=Path, required=True, help="folder of episodes (made by `wvl collect`)")
-    parser.add_argument("--validation", type=Path, default=None, help="folder of held-out episodes")
+    parser.add_argument("--data", type=Path, required=True, help="SANS dataset or folder of episode files")
+    parser.add_argument("--validation", type=Path, default=None, help="held-out episodes, likewise")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the checkpoint; a run that was stopped there goes on"
     )
