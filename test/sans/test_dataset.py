@@ -29,7 +29,8 @@ FACTS = ("task", "instruction", "outcome", "outcome_source", "source", "policy",
 def check_same(got: Episode, expected: Episode, images: bool = True) -> None:
     for name in ARRAYS:
         a, b = getattr(got, name), getattr(expected, name)
-        assert a.dtype == b.dtype and np.array_equal(a, b), name
+        assert a.dtype == b.dtype, name
+        assert np.array_equal(a, b), name
     for name in (*FACTS, "episode_id", "image_stride", "extra"):
         assert getattr(got, name) == getattr(expected, name), name
     if images:
