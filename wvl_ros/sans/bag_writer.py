@@ -23,6 +23,7 @@ from wvl_ros.sans.topics import STEP_TOPICS, TOPICS, message_types
 from wvl_ros.worlds.droid import CAMERAS
 
 FOREVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite duration
+COMPRESSED = tuple(f"{camera}/image_raw/compressed" for camera in CAMERAS)
 NO_FACTS: Mapping[str, str] = {}
 
 
@@ -103,7 +104,7 @@ class EpisodeRecording:
         self._count: Counter[str] = Counter()
         self._foreign = f"{reference.rstrip('/')}/" if reference else ""
         self._topics = known_topics(namespace, reference) if topics is None else topics
-        self._step_topics = {f"{self._namespace}/{name}" for name in STEP_TOPICS}
+        self._step_topics = {f"{self._namespace}/{name}" for name in (*STEP_TOPICS, *COMPRESSED)}
         self._connections: dict[str, Connection] = {}
         self._part = PartFolder.create(out, episode_id, self._facts)
         self._writer = BagWriter(self._part.bag, version=9, storage_plugin=StoragePlugin.MCAP)
@@ -176,16 +177,17 @@ class EpisodeRecording:
         return last is not None and all(self._seen.get(topic, -1) >= last for topic in self._carried())
 
     def _carried(self) -> set[str]:
-        published = self._step_topics if self.published is None else self.published
+        published = known_topics(self._namespace) if self.published is None else self.published
         return {topic for topic in self._step_topics if topic in published or self._count[topic]}
 
     def close(self) -> RecordingReport:
-        """Finishes the bag and gives the folder its name. An episode that never ended is marked 'aborted'.
+        """Finishes the bag and gives the folder its name. An episode that never ended is marked 'aborted'; one that
+        ended without a word about how it went, '', is to be labelled.
 
         Raises:
             OSError: the disk is full, for instance; then `abandon` or `discard` it.
         """
-        outcome = self.outcome or "aborted"
+        outcome = self.outcome or ("" if self.ended else "aborted")
         note = {"outcome": outcome, "outcome_source": self.outcome_source, "reason": self.reason}
         for key, value in (self._facts | note).items():
             self._writer.set_custom_data(key, value)
@@ -201,10 +203,9 @@ class EpisodeRecording:
         steps = self._steps or max((self._count[topic] for topic in self._step_topics), default=0)
         missing = 0
         for camera in CAMERAS:
-            raw = f"{self._namespace}/{camera}/image_raw"
-            compressed = self._count[f"{raw}/compressed"]
-            if raw in carried or compressed:
-                missing += max(0, steps - max(self._count[raw], compressed))
+            topics = {f"{self._namespace}/{camera}/{name}" for name in ("image_raw", "image_raw/compressed")} & carried
+            if topics:
+                missing += max(0, steps - max(self._count[topic] for topic in topics))
         return missing
 
     def abandon(self) -> Path:

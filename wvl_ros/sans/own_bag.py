@@ -205,7 +205,9 @@ def _outcome(note: dict[str, str], status: Any) -> tuple[str, str]:
     over = status is not None and status.state in (FINISHED, ABORTED) and status.outcome in OUTCOMES[1:]
     if told and (note.get("outcome_source") or not over):
         return told, note.get("outcome_source", "world")
-    return (str(status.outcome), "world") if over else ("aborted", "world")
+    if over or status is None or status.state not in (FINISHED, ABORTED):
+        return (str(status.outcome) if over else "aborted"), "world"
+    return "", ""  # it came to its end, and nobody knows how it went
 
 
 def _number(text: str) -> int:
