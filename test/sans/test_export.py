@@ -57,7 +57,8 @@ def test_bag_to_sans_to_bag_to_sans_is_the_same(
     first = replace(
         make_episode(steps=steps, seed=seed, outcome="success" if outcome == "success" else "failure"),
         images={camera: rng.integers(0, 256, (count, *size[1]), np.uint8) for camera in CAMERAS},
-        image_stride=stride, outcome=outcome, outcome_source="world" if outcome else "", iteration=iteration, policy="small",
+        image_stride=stride, outcome=outcome, outcome_source="world" if outcome else "", iteration=iteration,
+        policy="small",
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset.create(Path(folder) / "sans", size[0])

@@ -16,6 +16,7 @@ from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.format import DatasetFormat
 from wvl_ros.sans.windows import WindowConfig, WindowSampler, window_cache
 from wvl_ros.worlds import droid
+from wvl_ros.worlds.recorded import commanded_poses
 
 SIZE = 32
 
@@ -75,7 +76,7 @@ def test_beyond_the_borders_the_first_and_last_frames_are_held_and_not_valid(fol
     assert shown(w.images)[0, :, 0].tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 1], [1, 0, 2], [1, 0, 2]]
     assert w.valid[0].tolist() == [False, False, True, True, True, False]
     np.testing.assert_allclose(w.joint_position[0], episode.joint_position[[0, 0, 0, 3, 6, 6]], atol=1e-6)
-    commands = np.vstack([episode.commanded_start, episode.action])
+    commands = commanded_poses(episode)
     before = np.tile(commands[0], (2, 3, 1))
     after = np.stack([commands[1:4], commands[4:7], commands[[7, 8, 8]], commands[[8, 8, 8]]])
     np.testing.assert_allclose(w.action[0], np.concatenate([before, after]), atol=1e-6)

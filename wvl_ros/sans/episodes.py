@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -215,8 +215,3 @@ def iter_episodes(path: Path | str, *, images: bool = True) -> Iterator[Episode]
     """The episodes of `list_episodes`, read one after another."""
     for entry in list_episodes(path):
         yield entry.load(images=images)
-
-
-def without_images(episode: Episode) -> Episode:
-    """The numbers of an episode."""
-    return replace(episode, images={})
