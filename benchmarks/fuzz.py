@@ -270,9 +270,9 @@ def fuzz(seconds: float, seed: int, keep: Path | None = None, most: int = 10**9)
     }
 
 
-def run(minutes: float = 10.0, seed: int = 0, keep: Path | None = None) -> dict[str, Any]:
+def run(minutes: float = 10.0, seed: int = 0, keep: Path | None = None, most: int = 10**9) -> dict[str, Any]:
     """Figures of a run."""
-    result = fuzz(minutes * 60, seed, keep)
+    result = fuzz(minutes * 60, seed, keep, most)
     for finding in result["findings"][:20]:
         print(f"{finding['case']}: {finding['result'].strip().splitlines()[-1]}")
     return {
@@ -288,6 +288,9 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the bags that were findings")
+    parser.add_argument("--cases", type=int, default=10**9, help="stop after so many")
     options = parser.parse_args()
-    for key, value in run(options.minutes, options.seed, options.keep).items():
+    figures = run(options.minutes, options.seed, options.keep, options.cases)
+    for key, value in figures.items():
         print(f"{key:44s} {value}")
+    raise SystemExit(1 if figures["crashes, hangs, unnamed errors"] else 0)
