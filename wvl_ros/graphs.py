@@ -179,8 +179,11 @@ def _loop(
     awaited = ["action_chunk"]
     if values["record"]:
         awaited.append("recorded_episode")
+        noted = _pick(values, "out", "iteration") | {"world_model_checkpoint": values.get("world_model", "")}
+        # A policy without weights goes by its own name.
+        noted["policy_checkpoint"] = values["policy_checkpoint" if values["policy"] == "small" else "policy"]
         beside: Values = {"reference": reference} if reference else {}
-        nodes.append(Node("recorder", "recorder", namespace, _pick(values, "out") | beside, clock))
+        nodes.append(Node("recorder", "recorder", namespace, noted | beside, clock))
     nodes.append(
         Node("runner", "runner", namespace, {**episodes, **start, "worlds": worlds, "wait_for": awaited}, clock)
     )
@@ -265,6 +268,7 @@ _COMMON = (
     Argument("max_steps", 0, "Control steps (1/15 s) an episode may last; 0 takes the task's own limit.", least=0),
     Argument("record", True, "Whether to record each episode: a bag, a video and a contact sheet."),
     Argument("out", "recordings", "The folder of the recordings.", path=True),
+    Argument("iteration", 0, "The iteration of the improvement loop, noted in each recording.", least=0),
     Argument("namespace", "", "A namespace around the whole graph, so that two graphs can share a ROS domain."),
     Argument("rviz", False, "Whether to open RViz with the cameras and the robot."),
 )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from wvl_ros.shared_memory import free_leftovers
+
 pytest.importorskip("rclpy")
 
 REPOSITORY = Path(__file__).parents[2]
@@ -92,6 +94,7 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[...,
         if process.process.poll() is None:
             process.process.kill()
             process.process.wait()
+    free_leftovers()
 
 
 SMALL = {"source": "droid", "image_height": 48, "image_width": 80}

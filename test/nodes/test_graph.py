@@ -13,7 +13,6 @@ from wvl_ros.sans.droid import read_video
 from wvl_ros.sans.render import find_reference
 from wvl_ros.sans.sources import load_source
 
-
 LISTENED = {"wait_for": "['action_chunk', 'recorded_episode']"}  # no step may pass before the recorder listens
 
 
@@ -111,7 +110,12 @@ def test_killed_recorder_ends_the_run(start, recorded, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_all_nodes_cleanly_within_an_episode(start, recorded, tmp_path, number):
     out = tmp_path / "out"
-    nodes = [recorded(realtime=True), start("policy", policy="hold"), start("recorder", out=out), start("runner", **LISTENED)]
+    nodes = [
+        recorded(realtime=True),
+        start("policy", policy="hold"),
+        start("recorder", out=out),
+        start("runner", **LISTENED),
+    ]
     nodes[-1].wait_for("episode 1/1  step 1")
     for node in nodes:
         node.process.send_signal(number)

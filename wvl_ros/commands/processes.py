@@ -68,7 +68,8 @@ def label(node: Node) -> str:
 class Child:
     """A node's process.
 
-    With `log`, its output goes to that file and warnings and worse also to `report`; without, it has the terminal.
+    With `log`, its output goes to that file and warnings and worse also to `report`; without, it has the terminal, and
+    with `keyboard` its keys.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Child:
         log: Path | None,
         report: Callable[[str], None],
         stdout: IO[str] | None = None,
+        keyboard: bool = False,
     ) -> None:
         self.node = node
         self.name = label(node)
@@ -88,7 +90,7 @@ class Child:
         self.process = subprocess.Popen(
             list(words),
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            stdin=None if keyboard else subprocess.DEVNULL,
             stdout=stdout if log is None else subprocess.PIPE,
             stderr=None if log is None else subprocess.STDOUT,
             text=True,

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from wvl_ros.commands.processes import POLL_SECONDS, Child, command, ros_arguments, stop
 from wvl_ros.errors import ConfigError
 from wvl_ros.graphs import GRAPHS, Graph, Node, parse_assignments, share
+from wvl_ros.shared_memory import free_leftovers
 
 NOTICE_SECONDS = 8.0  # for the others to notice a dead peer (a lease of 2 s), to say so and to close the episode
 
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(str(values["out"]))
     before = _folders(out)
     log = _log_folder(graph)
-    with _signals() as received, _started(graph, nodes, log, args.json) as children:
+    free_leftovers()
+    with _terminal() as keyboard, _signals() as received, _started(graph, nodes, log, args.json, keyboard) as children:
         code, message = _watch(graph, children, received)
         _stop_in_order(graph, children, received)
     if received:
@@ -90,6 +93,22 @@ def _log_folder(graph: Graph) -> Path:
 
 
 @contextlib.contextmanager
+def _terminal() -> Iterator[bool]:
+    """Whether there is a terminal whose keys are meant for us (not in the background); left as it was found."""
+    try:
+        keyboard = sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+        before = termios.tcgetattr(sys.stdin.fileno()) if keyboard else None
+    except (OSError, ValueError, AttributeError, termios.error):  # no stdin at all
+        keyboard, before = False, None
+    try:
+        yield keyboard
+    finally:
+        if before is not None:  # the runner puts it back itself, unless it was killed
+            with contextlib.suppress(OSError, termios.error):
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """The signals to stop that have come so far."""
     received: list[int] = []
@@ -106,7 +125,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _started(graph: Graph, nodes: list[Node], log: Path, quiet: bool) -> Iterator[list[Child]]:
+def _started(graph: Graph, nodes: list[Node], log: Path, quiet: bool, keyboard: bool) -> Iterator[list[Child]]:
     """The children; none of them outlives the block."""
     config = share() / "config"
     env = os.environ | {"PYTHONUNBUFFERED": "1", "RCUTILS_COLORIZED_OUTPUT": "0"}
@@ -120,7 +139,7 @@ def _started(graph: Graph, nodes: list[Node], log: Path, quiet: bool) -> Iterato
             # With --json stdout is for the result alone.
             stdout = sys.stderr if runs and quiet else None
             path = None if runs else log / f"{node.namespace.strip('/').replace('/', '.')}.{node.name}.log"
-            children.append(Child(node, words, env, path, _report, stdout))
+            children.append(Child(node, words, env, path, _report, stdout, keyboard=runs and keyboard))
         for child in children:
             child.read()
         yield children

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 KEPT = 400  # messages, two dozen steps
 LATCHED = 100  # messages a latched topic: several publishers may each have one in force (static transforms)
 JUMP = 1_000_000_000  # ns; a clock that goes back less far is late, not set
 
 
+class KeptMessage(NamedTuple):
+    """A message; `stamp` and `received` in ns. `stamped`: whether the stamp is its own, and not that of its receipt."""
+
+    topic: str
+    stamp: int
+    data: bytes
+    stamped: bool
+    received: int
+
+
 class KeptMessages:
     """What the next bag may begin with. Only the newest messages are kept, and none of before a clock was set back."""
 
     def __init__(self) -> None:
-        self._messages: deque[tuple[str, int, bytes]] = deque(maxlen=KEPT)
+        self._messages: deque[KeptMessage] = deque(maxlen=KEPT)
         self._latest: dict[str, int] = {}
         self._latched: dict[str, deque[bytes]] = {}
 
@@ -27,11 +38,11 @@ class KeptMessages:
         self._latest = {topic: stamp}
         return True
 
-    def add(self, topic: str, stamp: int, data: bytes) -> None:
-        """Keeps a message; `stamp` in ns."""
-        self._messages.append((topic, stamp, data))
+    def add(self, message: KeptMessage) -> None:
+        """Keeps a message."""
+        self._messages.append(message)
 
-    def take(self) -> list[tuple[str, int, bytes]]:
+    def take(self) -> list[KeptMessage]:
         """The kept messages in the order they came; they are not kept any longer."""
         messages = list(self._messages)
         self._messages.clear()

@@ -24,6 +24,7 @@ class EpisodeRow:
     success_probability: float = 0.0
     instruction: str = ""
     outcome: str = ""
+    judged: str = ""  # what the operator said
     message: str = ""
     bag: str = ""
     video: str = ""
@@ -33,8 +34,9 @@ class EpisodeRow:
 class Progress:
     """A line that is rewritten on a terminal, and printed once a second elsewhere."""
 
-    def __init__(self, episodes: int, stream: TextIO = sys.stdout) -> None:
+    def __init__(self, episodes: int, stream: TextIO = sys.stdout, *, keys: bool = False) -> None:
         self._episodes, self._stream = episodes, stream
+        self._keys = "[s]uccess [n]ear [f]ailure  " if keys else ""
         self._live = stream.isatty()
         self._shown, self._dirty, self._last = 0.0, False, ""
 
@@ -46,7 +48,7 @@ class Progress:
         """Shows where an episode stands."""
         self._line(
             f"episode {row.number}/{self._episodes}  step {row.step}/{row.max_steps}  {row.rate:.1f} frames/s  "
-            f"reward {row.reward:g}  P(success) {row.success_probability:.2f}  {row.instruction}"
+            f"reward {row.reward:g}  P(success) {row.success_probability:.2f}  {self._keys}{row.instruction}"
         )
 
     def say(self, text: str) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from wvl_ros.errors import BagError, EpisodeError, WvlError
-from wvl_ros.nodes.kept_messages import KeptMessages
+from wvl_ros.nodes.kept_messages import KeptMessage, KeptMessages
 from wvl_ros.sans.bag_label import check_label, label_bag
 from wvl_ros.sans.bag_writer import EpisodeRecording, RecordedTopic, RecordingReport, message_stamp
 from wvl_ros.sans.topics import ABORTED, FINISHED, TOPICS, message_types
 
+SETTLE = 0.1  # s that a complete bag waits for topics that do not come once a step
 LINGER = 1.0  # s that a bag waits for the last messages of its episode
 REFERENCE_LINGER = 4.0  # s that it waits for the second world to come as far
 FLUSH = 0.5  # s between two flushes: a killed recorder loses no more than that and what is in its queue
@@ -55,7 +56,7 @@ class Listener(Protocol):
         """A closed bag has another outcome now."""
 
     def broke_off(self, episode_id: str, sentence: str) -> None:
-        """A recording could not be finished; what it holds is left for `wvl bag repair`."""
+        """There will be no bag of an episode; what it holds, if anything, is left for `wvl bag repair`."""
 
     def stop_episode(self, sentence: str) -> None:
         """The world should abort its episode, because it cannot be recorded."""
@@ -197,14 +198,18 @@ class EpisodeRecorder(threading.Thread):
         if self._reference and topic == f"{self._reference}/reward":
             self._follow(self._decode("reward", data))
         elif topic == self._reward:
-            self._sort(self._decode("reward", data), stamp)
-        self._write(topic, stamp, data, about.latched or not about.stamped)
+            self._sort(self._decode("reward", data), stamp, received)
+        self._write(KeptMessage(topic, stamp, data, about.stamped and not about.latched, received))
 
-    def _write(self, topic: str, stamp: int, data: bytes, anyway: bool) -> None:
-        recording = self._recording
-        if recording is None or not recording.write(topic, stamp, data, anyway=anyway):
-            if not anyway:
-                self._kept.add(topic, stamp, data)
+    def _write(self, message: KeptMessage) -> None:
+        recording, topic, stamp, data = self._recording, message.topic, message.stamp, message.data
+        late = not message.stamped and time.monotonic() - self._ended_at > SETTLE
+        if recording is None or (recording.ended and late):
+            self._kept.add(message)
+            return
+        taken = recording.write(topic, stamp, data, anyway=not message.stamped)
+        if not taken:
+            self._kept.add(message)
         elif topic == self._status:
             status = self._decode("episode_status", data)
             if status.state in (FINISHED, ABORTED) and status.episode_id == recording.episode_id:
@@ -213,13 +218,13 @@ class EpisodeRecorder(threading.Thread):
                     recording.reason = recording.reason or status.message
                 self._ended_at, self._last_step = time.monotonic(), status.step
 
-    def _sort(self, reward: Any, stamp: int) -> None:
+    def _sort(self, reward: Any, stamp: int, received: int) -> None:
         """Begins a bag with each new episode. A reward of an episode that is over can only come from a second world."""
         recording, episode_id, first = self._recording, reward.episode_id, reward.step == 0
         if recording is not None and episode_id == recording.episode_id:
             if first and stamp != recording.first_stamp:
                 self._finish("its episode began again")
-                self._open(episode_id, stamp)
+                self._open(episode_id, stamp, received)
         elif episode_id in self._former and not (first and stamp != self._former[episode_id]):
             if recording is not None and not recording.ended:
                 name = self._settings.namespace
@@ -231,18 +236,18 @@ class EpisodeRecorder(threading.Thread):
                 self._finish(f"two worlds publish in '{name}'")
         else:
             self._finish("the next episode began")
-            self._open(episode_id, stamp)
+            self._open(episode_id, stamp, received)
 
-    def _open(self, episode_id: str, stamp: int) -> None:
+    def _open(self, episode_id: str, stamp: int, received: int) -> None:
         settings = self._settings
         if len(self._former) > 10_000:
             self._former.clear()
         self._former[episode_id] = stamp
         shortage = self._shortage()
         if shortage:
-            self._listener.stop_episode(
-                f"Episode {episode_id} is not recorded: {shortage}. Make room in '{settings.out}'."
-            )
+            sentence = f"Episode {episode_id} is not recorded: {shortage}. Make room in '{settings.out}'."
+            self._listener.stop_episode(sentence)
+            self._listener.broke_off(episode_id, sentence)
             return
         self._recording = recording = EpisodeRecording(
             settings.out, episode_id, settings.namespace, stamp, self._reference, settings.facts, self._topics
@@ -251,9 +256,14 @@ class EpisodeRecorder(threading.Thread):
         self._checked_at, self._stop_at = time.monotonic(), 0.0
         for topic, data in self._kept.latched():
             recording.write(topic, stamp, data, anyway=True)
-        for topic, other, data in self._kept.take():
-            if other >= stamp or (self._reference and topic.startswith(f"{self._reference}/")):
-                self._write(topic, other, data, False)
+        for message in self._kept.take():
+            beside = self._reference and message.topic.startswith(f"{self._reference}/")
+            if message.stamped and (message.stamp >= stamp or beside):
+                self._write(message)
+            elif (
+                not message.stamped and received - message.received < SETTLE * 1e9 and not self._latches(message.topic)
+            ):
+                self._write(message._replace(stamp=max(stamp, message.stamp)))
         self._listener.began(episode_id)
 
     def _warn(self, what: str, sentence: str) -> None:
@@ -279,7 +289,7 @@ class EpisodeRecorder(threading.Thread):
         if recording is not None and recording.ended:
             waited = time.monotonic() - self._ended_at
             complete = recording.complete and (not self._reference or self._reference_step >= self._last_step)
-            if complete or waited > (REFERENCE_LINGER if self._reference else LINGER):
+            if (complete and waited > SETTLE) or waited > (REFERENCE_LINGER if self._reference else LINGER):
                 self._finish("")
 
     def _finish(self, reason: str) -> None:

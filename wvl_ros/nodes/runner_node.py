@@ -11,9 +11,12 @@ from rclpy.action import ActionClient
 from wvl_ros.action import RunEpisode
 from wvl_ros.msg import ActionChunk, EpisodeStatus, RecordedEpisode
 from wvl_ros.nodes import qos
+from wvl_ros.nodes.keyboard import Keyboard
+from wvl_ros.nodes.labeller import KEYS, Labeller
 from wvl_ros.nodes.node import Peer, WvlNode
 from wvl_ros.nodes.parameters import declare
 from wvl_ros.nodes.progress import EpisodeRow, Progress
+from wvl_ros.sans.topics import RUNNING
 
 TICK = 0.1  # s
 WARN = 5.0  # s of waiting between two warnings
@@ -31,11 +34,15 @@ class Follower:
         self.client = ActionClient(node, RunEpisode, name)
         self.goal: Any = None
         self.running = False
+        self.episode_id = ""  # of the episode under way
         self.step = 0
         self.moved = 0.0
         status = f"{name.rpartition('/')[0]}/episode_status" if "/" in name else "episode_status"
         self.peer = Peer(gone=lambda: node.peer_gone(f"the world node of '{node.resolve_topic_name(status)}'"))
-        node.create_subscription(EpisodeStatus, status, lambda m: None, qos.STATUS, event_callbacks=self.peer.events())
+        node.create_subscription(EpisodeStatus, status, self._on_status, qos.STATUS, event_callbacks=self.peer.events())
+
+    def _on_status(self, message: EpisodeStatus) -> None:
+        self.episode_id = message.episode_id if message.state == RUNNING else ""
 
     def cancel(self) -> None:
         """Asks the world to abort."""
@@ -48,6 +55,9 @@ class RunnerNode(WvlNode):
 
     The first world is the one that counts; the others follow it and are stopped when it has finished. Ends with exit
     code 0; 1 when a node died or an episode was aborted; 2 when the world refused the input.
+
+    In a terminal the keys s, n and f say that an episode succeeded, nearly did, or failed. An episode that is under way
+    ends with that; between episodes it is said of the last one. The recorder notes it in the bag.
     """
 
     def __init__(self) -> None:
@@ -66,7 +76,9 @@ class RunnerNode(WvlNode):
         text = "Topics that must have a publisher before the first episode starts."
         self._wait_for = declare(self, "wait_for", ["action_chunk"], text)
         self._rows: list[EpisodeRow] = []
-        self._progress = Progress(self._episodes)
+        self._keyboard = Keyboard()
+        self._labeller = Labeller(self)
+        self._progress = Progress(self._episodes, keys=self._keyboard.live)
         self._worlds = [Follower(self, name) for name in names]
         policy = Peer(gone=lambda: self.peer_gone("the policy node"))
         self._recorder = Peer(gone=lambda: self.peer_gone("the recorder node"))
@@ -84,7 +96,25 @@ class RunnerNode(WvlNode):
         self.create_timer(TICK, self._tick, clock=self.wall)
 
     def _tick(self) -> None:
+        for key in self._keyboard.typed():
+            if key in KEYS:
+                self._judge(KEYS[key])
         self._state()
+
+    def _judge(self, outcome: str) -> None:
+        """What the operator says of the episode under way, which it ends, or of the last one."""
+        leader = self._worlds[0]
+        if not self._rows or self._state == self._abort:
+            return
+        row = self._rows[-1]
+        if leader.running:
+            if row.judged or not leader.episode_id:  # it ends already, or has not begun
+                return
+            row.judged = outcome
+            self._labeller.label(leader.episode_id, outcome, leader.cancel)  # before the bag closes with the episode
+        elif row.episode_id:
+            row.outcome = row.judged = outcome
+            self._labeller.label(row.episode_id, outcome, lambda: self._progress.say(f"{row.episode_id}: {outcome}"))
 
     # -- states, called every tick -------------------------------------------------------------------------------------
 
@@ -202,7 +232,9 @@ class RunnerNode(WvlNode):
             return
         row.episode_id, row.outcome, row.message = result.episode_id, result.outcome, result.message
         row.step, row.total_reward = result.steps, result.total_reward
-        if result.outcome == "aborted":
+        if row.judged:
+            row.outcome, row.message = row.judged, "labelled by the operator"
+        elif result.outcome == "aborted":
             self.exit_code = 1
         if self._state == self._run:
             self._enter(self._stop_followers)
@@ -227,6 +259,7 @@ class RunnerNode(WvlNode):
         message = self._recorded.get(row.episode_id)
         if message is not None:
             row.bag, row.video, row.contact_sheet = message.bag, message.video, message.contact_sheet
+            row.outcome, row.message = message.outcome, row.message or message.message
 
     def _show_table(self) -> None:
         if self._rows and not self._table_shown:
@@ -237,6 +270,12 @@ class RunnerNode(WvlNode):
 
     def close(self) -> None:
         """Stops what still runs and shows what there is."""
+        self._keyboard.close()
         for world in self._worlds:
             world.cancel()
         self._show_table()
+
+    def destroy_node(self) -> None:
+        """Also after an error the terminal is put back."""
+        self._keyboard.close()
+        super().destroy_node()

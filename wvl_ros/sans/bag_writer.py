@@ -118,12 +118,9 @@ class EpisodeRecording:
         """Adds one serialised message; False when it belongs to another episode (too early, or after the end).
 
         Args:
-            stamp: ns. anyway: takes it whatever its stamp, as long as the episode has not ended.
+            stamp: ns. anyway: takes it whatever its stamp.
         """
-        if anyway:
-            if self.ended:
-                return False
-        elif not self._foreign or not topic.startswith(self._foreign):
+        if not anyway and not (self._foreign and topic.startswith(self._foreign)):
             if self._last is not None and stamp > self._last:
                 self._seen[topic] = stamp  # so it has come up to the end
                 return False
