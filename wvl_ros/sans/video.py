@@ -16,21 +16,14 @@ from types import TracebackType
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from wvl_ros.errors import DatasetError
 
 Picture = NDArray[np.uint8]
 
-_LOSSY = {
-    "crf": "19",
-    "preset": "superfast",
-    "tune": "psnr",
-    "g": "12",
-    "bf": "0",
-    "x264-params": "mbtree=1:rc-lookahead=8",
-}
+_LOSSY = {"crf": "18", "preset": "ultrafast", "tune": "psnr", "g": "12", "bf": "0"}
 _LOSSLESS = {"qp": "0", "preset": "ultrafast", "g": "12", "bf": "0"}
 _SD = 6  # colorspace, primaries and transfer function of SMPTE 170M, which all decoders take for RGB
 
@@ -74,6 +67,7 @@ class VideoWriter:
             context.color_range = int(ColorRange.MPEG)
             context.colorspace = context.color_primaries = context.color_trc = _SD
         self._stream, self._tick = stream, 1 / rate
+        self._reformatter = VideoReformatter()  # one, as its tables take longer to make than to use
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -94,10 +88,16 @@ class VideoWriter:
                 f"'{self.path.stem}' takes uint8 pictures of the shape {(*self.size, 3)}, but got {picture.dtype} "
                 f"{picture.shape}; convert with --size, or make a dataset of that size."
             )
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        if not self._rgb:
-            frame = frame.reformat(
-                format="yuv444p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG, threads=1
+        if self._rgb:  # the encoder may keep the frame, and the caller may reuse the picture
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        else:
+            frame = self._reformatter.reformat(
+                av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(picture), format="rgb24"),
+                format="yuv444p",
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=ColorRange.MPEG,
+                interpolation="POINT",  # nothing is scaled
+                threads=1,
             )
         self._last = frame
         self._encode(frame)
