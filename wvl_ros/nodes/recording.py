@@ -205,11 +205,11 @@ class EpisodeRecorder(threading.Thread):
         recording, topic, stamp, data = self._recording, message.topic, message.stamp, message.data
         late = not message.stamped and time.monotonic() - self._ended_at > SETTLE
         if recording is None or (recording.ended and late):
-            self._kept.add(message)
+            self._keep(message)
             return
         taken = recording.write(topic, stamp, data, anyway=not message.stamped)
         if not taken:
-            self._kept.add(message)
+            self._keep(message)
         elif topic == self._status:
             status = self._decode("episode_status", data)
             if status.state in (FINISHED, ABORTED) and status.episode_id == recording.episode_id:
@@ -217,6 +217,10 @@ class EpisodeRecorder(threading.Thread):
                 if status.state == ABORTED:
                     recording.reason = recording.reason or status.message
                 self._ended_at, self._last_step = time.monotonic(), status.step
+
+    def _keep(self, message: KeptMessage) -> None:
+        if not self._topics[message.topic].latched:  # these are kept already
+            self._kept.add(message)
 
     def _sort(self, reward: Any, stamp: int, received: int) -> None:
         """Begins a bag with each new episode. A reward of an episode that is over can only come from a second world."""
@@ -260,9 +264,7 @@ class EpisodeRecorder(threading.Thread):
             beside = self._reference and message.topic.startswith(f"{self._reference}/")
             if message.stamped and (message.stamp >= stamp or beside):
                 self._write(message)
-            elif (
-                not message.stamped and received - message.received < SETTLE * 1e9 and not self._latches(message.topic)
-            ):
+            elif not message.stamped and received - message.received < SETTLE * 1e9:
                 self._write(message._replace(stamp=max(stamp, message.stamp)))
         self._listener.began(episode_id)
 

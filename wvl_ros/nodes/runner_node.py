@@ -259,7 +259,7 @@ class RunnerNode(WvlNode):
         message = self._recorded.get(row.episode_id)
         if message is not None:
             row.bag, row.video, row.contact_sheet = message.bag, message.video, message.contact_sheet
-            row.outcome, row.message = message.outcome, row.message or message.message
+            row.outcome, row.message = message.outcome, message.message or row.message
 
     def _show_table(self) -> None:
         if self._rows and not self._table_shown:
