@@ -15,6 +15,7 @@ from std_srvs.srv import Trigger
 from wvl_ros.errors import ConfigError, WvlError
 from wvl_ros.msg import EpisodeStatus, RecordedEpisode
 from wvl_ros.nodes import qos
+from wvl_ros.nodes.allocation import keep_freed_memory
 from wvl_ros.nodes.discovery import TopicFinder, matching, message_class
 from wvl_ros.nodes.node import Peer, WvlNode
 from wvl_ros.nodes.parameters import declare
@@ -41,6 +42,7 @@ class RecorderNode(WvlNode):
 
     def __init__(self) -> None:
         super().__init__("recorder")
+        keep_freed_memory()
         settings, render = self._settings()
         self._recorded: dict[str, RecordedEpisode] = {}
         self._reports: dict[str, RecordingReport] = {}

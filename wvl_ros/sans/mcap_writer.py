@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from io import BytesIO
@@ -14,24 +13,35 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.enums import CompressionMode
 from rosbags.rosbag2.storage_mcap import McapWriter
 
+from wvl_ros.sans.direct_file import DirectFile
+
 CHUNK = 1 << 22  # bytes of messages after which a chunk is closed
 _MESSAGE = struct.Struct("<BQHIQQ")  # opcode, length, channel, sequence, log time, publish time
 _CHUNK = struct.Struct("<BQQQQI")  # opcode, length, start, end, uncompressed size, no checksum
 _UINT32, _UINT64 = struct.Struct("<I"), struct.Struct("<Q")
 _NEVER = 2**63 - 1
-_PIECES = 512  # fewer than any system's limit for one writev
 
 
 class ChunkWriter(McapWriter):
-    """Gathers the messages of a chunk as they are and writes them with one system call. Uncompressed.
+    """Gathers the messages of a chunk as they are; they are copied only once, to the file's buffer. Uncompressed.
 
     rosbags' chunk holds the schemas and channels only, and the index of the messages.
     """
 
     def __init__(self, path: Path, compression: CompressionMode) -> None:
         super().__init__(path, compression)
+        header = self._reopen()
+        self.bio.write(header)
         self._pieces: list[bytes | memoryview] = []
         self._size = 0
+
+    def _reopen(self) -> bytes:
+        """Replaces the file that rosbags has begun; returns what was in it."""
+        self.bio.close()
+        header = self.path.read_bytes()
+        self.path.unlink()
+        self.bio: Any = DirectFile(self.path)
+        return header
 
     @property
     def pending(self) -> bool:
@@ -54,10 +64,9 @@ class ChunkWriter(McapWriter):
             self.close_chunk()
 
     def close_chunk(self) -> None:
-        """Writes the chunk and its index, past the file's buffer."""
+        """Writes the chunk and its index."""
         self._gather()
         pieces, size, chunk = self._pieces, self._size, self.chunk
-        self.bio.flush()
         offset = self.bio.tell()
         length = 40 + size
         head = _CHUNK.pack(0x06, length, chunk.message_start_time, chunk.message_end_time, size, 0)
@@ -68,7 +77,8 @@ class ChunkWriter(McapWriter):
             offsets += struct.pack("<HQ", channel, offset + 9 + length + len(index))
             entries = b"".join(struct.pack("<QQ", *entry) for entry in messages)
             index += struct.pack("<BQHI", 0x07, 6 + len(entries), channel, len(entries)) + entries
-        self._write_all([head, *pieces, index])
+        for piece in (head, *pieces, index):
+            self.bio.write(piece)
         record = BytesIO()
         record.write(struct.pack("<QQQQ", chunk.message_start_time, chunk.message_end_time, offset, 9 + length))
         record.write(_UINT32.pack(len(offsets)) + offsets + _UINT64.pack(len(index)))
@@ -93,18 +103,6 @@ class ChunkWriter(McapWriter):
     def _add(self, piece: bytes | memoryview) -> None:
         self._pieces.append(piece)
         self._size += len(piece)
-
-    def _write_all(self, pieces: list[bytes | memoryview]) -> None:
-        file = self.bio.fileno()
-        for first in range(0, len(pieces), _PIECES):
-            group = pieces[first : first + _PIECES]
-            while group:
-                written = os.writev(file, group)
-                while group and written >= len(group[0]):
-                    written -= len(group.pop(0))
-                if written:
-                    group[0] = memoryview(group[0])[written:]
-        self.bio.seek(0, os.SEEK_END)
 
 
 class BagWriter(Writer):
