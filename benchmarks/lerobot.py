@@ -14,20 +14,13 @@ from typing import Any
 
 import numpy as np
 
-VERSION = "0.4.4"  # the newest for Python 3.10 and 3.11
+NEW = sys.version_info >= (3, 12)
+VERSION = "0.6.0" if NEW else "0.4.4"  # 0.4.4 is the newest for Python 3.10 and 3.11
 REQUIREMENTS = (  # what its datasets need; the robots' drivers do without
-    *("torch==2.10.0", "torchvision==0.25.0", "datasets>=4,<5", "huggingface-hub<0.36", "av>=15,<16", "accelerate"),
-    *(
-        "einops",
-        "jsonlines",
-        "packaging<26",
-        "draccus==0.10.0",
-        "gymnasium",
-        "termcolor",
-        "deepdiff<9",
-        "setuptools<81",
-    ),
-    *("imageio", "opencv-python-headless<4.13", "pandas"),
+    *("torch==2.10.0", "torchvision==0.25.0", "datasets>=4.7,<5", "av>=15,<16", "accelerate", "einops", "jsonlines"),
+    *("huggingface-hub>=1,<2" if NEW else "huggingface-hub<0.36", "packaging<26", "draccus==0.10.0", "gymnasium"),
+    *("termcolor", "deepdiff<9", "setuptools<81", "imageio", "opencv-python-headless<4.13", "pandas<3", "numpy<2.3"),
+    "pyserial",
 )
 WITHOUT_DEPENDENCIES = (f"lerobot=={VERSION}", "torchcodec==0.10.0")
 ENVIRONMENT = "WVL_LEROBOT_ENVIRONMENT"  # a folder to keep the environment in

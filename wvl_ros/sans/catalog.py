@@ -131,7 +131,9 @@ def read_body(root: Path) -> dict[str, Any]:
             f"'{root}' is a dataset of version {body.get('version')}; this wvl_ros reads version {VERSION}. Convert it "
             "with the wvl_ros that wrote it."
         )
-    if not isinstance(body.get("files"), dict) or not isinstance(body.get("episodes"), int) or body["episodes"] < 0:
+    files, count = body.get("files"), body.get("episodes")
+    names = {str(name) for name in (layout.INFO, layout.STATS, layout.TASKS)}
+    if not isinstance(files, dict) or not names <= files.keys() or not isinstance(count, int) or count < 0:
         raise DatasetError(f"'{path}' is damaged; copy the dataset again.")
     return body
 

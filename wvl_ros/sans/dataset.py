@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,7 @@ class Dataset:
         Raises:
             DatasetError: no such episode, or its files are missing or damaged.
         """
-        columns = self._current(index, lambda: frames.from_parquet(self._data(index), self._name(data_file(index))))
+        columns = self._current(index, lambda: self._columns(index))
         record, row = self._state.records[index], self._state.rows[index]
         stacks = {camera: self._stack(index, camera) for camera in self.format.cameras} if images else {}
         try:
@@ -210,7 +210,7 @@ class Dataset:
         with locked(self.root):
             self._state = catalog.load(self.root, self._state)
             record = self._record(index)
-            columns = frames.from_parquet(self._data(index), self._name(data_file(index)))
+            columns = self._columns(index)
             n = record.length
             if outcome != "success":
                 columns["reward"] = np.zeros(n, np.float32)
@@ -294,9 +294,13 @@ class Dataset:
             raise DatasetError(f"The dataset '{self.root}' has {len(self)} episodes; there is no episode {index}.")
         return self._state.records[index]
 
-    def _data(self, index: int) -> bytes:
+    def _columns(self, index: int) -> dict[str, Any]:
         name = data_file(index)
-        return read_checked(self.root, name, self._state.rows[index]["sha256"][str(name)])
+        data = read_checked(self.root, name, self._state.rows[index]["sha256"][str(name)])
+        columns = frames.from_parquet(data, str(self.root / name))
+        if len(columns["index"]) != self._state.records[index].length:
+            raise DatasetError(f"'{self.root / name}' has another length than its episode; run wvl verify.")
+        return columns
 
     def _stack(self, index: int, camera: str) -> NDArray[np.uint8]:
         record = self._state.records[index]
@@ -330,9 +334,6 @@ class Dataset:
                 if self._state.rows[index]["sha256"] != before.rows[index]["sha256"]:
                     return read()
             raise
-
-    def _name(self, path: Path) -> str:
-        return str(self.root / path)
 
 
 def _commands(episode: Episode) -> NDArray[np.float64]:

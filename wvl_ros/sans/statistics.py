@@ -85,9 +85,12 @@ def aggregate(parts: Sequence[Statistics]) -> Statistics:
 
 def to_json(columns: Mapping[str, Statistics]) -> dict[str, dict[str, Any]]:
     """Plain data for meta/stats.json."""
-    return {column: {name: stats[name].tolist() for name in NAMES} for column, stats in columns.items()}
+    plain = {column: {name: stats[name].tolist() for name in NAMES} for column, stats in columns.items()}
+    for stats in plain.values():
+        stats["count"] = [int(count) for count in stats["count"]]
+    return plain
 
 
 def from_json(data: Mapping[str, Mapping[str, Any]]) -> dict[str, Statistics]:
     """What `to_json` gave."""
-    return {column: {name: np.asarray(stats[name]) for name in NAMES} for column, stats in data.items()}
+    return {column: {name: np.asarray(stats[name], float) for name in NAMES} for column, stats in data.items()}

@@ -92,11 +92,14 @@ def append(
     number, place = divmod(record.index, EPISODES_PER_FILE)
     if place:
         table = pa.concat_tables([_episodes(root, state, number), table]).combine_chunks()
-    old = statistics.from_json(json.loads(read_checked(root, STATS, state.files[str(STATS)])))
-    total = {
-        column: statistics.aggregate([old[column], entry] if column in old else [entry])
-        for column, entry in stats.items()
-    }
+    old = _read_stats(root, state)
+    try:
+        total = {
+            column: statistics.aggregate([old[column], entry] if column in old else [entry])
+            for column, entry in stats.items()
+        }
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"'{root / STATS}' does not fit the dataset; copy it again.") from error
     files = {
         TASKS: _tasks_bytes(tasks),
         layout.episodes_file(number): catalog.table_bytes(table),
@@ -138,8 +141,7 @@ def relabel(
             {name: np.asarray(value) for name, value in zip(statistics.NAMES, values, strict=True)}
             for values in zip(*lists, strict=True)
         ]
-    stats = json.loads(read_checked(root, STATS, state.files[str(STATS)]))
-    stats |= statistics.to_json({"reward": statistics.aggregate(parts)})
+    stats = statistics.to_json(_read_stats(root, state) | {"reward": statistics.aggregate(parts)})
     tasks = read_checked(root, TASKS, state.files[str(TASKS)])
     files = {TASKS: tasks, layout.episodes_file(number): catalog.table_bytes(table), STATS: dump(stats)}
     total = len(_read_tasks(tasks, root / TASKS))
@@ -177,8 +179,19 @@ def _finish(change: Change, state: Catalog, files: Mapping[Path, bytes], episode
 
 def _episodes(root: Path, state: Catalog, number: int) -> pa.Table:
     name = layout.episodes_file(number)
-    columns = catalog.row_schema(state.format).names
-    return catalog.parse_rows(read_checked(root, name, state.files[str(name)]), root / name, columns)
+    schema = catalog.row_schema(state.format)
+    table = catalog.parse_rows(read_checked(root, name, state.files[str(name)]), root / name, schema.names)
+    if not table.schema.equals(schema):
+        raise DatasetError(f"'{root / name}' has columns of other types than wvl_ros writes; copy the dataset again.")
+    return table
+
+
+def _read_stats(root: Path, state: Catalog) -> dict[str, Statistics]:
+    data = read_checked(root, STATS, state.files[str(STATS)])
+    try:
+        return statistics.from_json(json.loads(data))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"'{root / STATS}' is not a table of statistics; copy the dataset again.") from error
 
 
 def _tasks_bytes(tasks: list[str]) -> bytes:
