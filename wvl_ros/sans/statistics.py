@@ -92,5 +92,14 @@ def to_json(columns: Mapping[str, Statistics]) -> dict[str, dict[str, Any]]:
 
 
 def from_json(data: Mapping[str, Mapping[str, Any]]) -> dict[str, Statistics]:
-    """What `to_json` gave."""
-    return {column: {name: np.asarray(stats[name], float) for name in NAMES} for column, stats in data.items()}
+    """What `to_json` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is something else.
+    """
+    columns = {column: {name: np.asarray(stats[name], float) for name in NAMES} for column, stats in data.items()}
+    for column, stats in columns.items():
+        whole = all(np.isfinite(value).all() for value in stats.values())
+        if not whole or stats["count"].shape != (1,) or stats["count"][0] < 1:
+            raise ValueError(f"the statistics of {column} are no numbers")
+    return columns
