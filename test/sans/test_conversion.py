@@ -9,9 +9,9 @@ from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.export import export_bag
 
 
-def convert(capsys, *arguments) -> tuple[int, dict, str]:
+def convert(capsys, *arguments, workers: int = 1) -> tuple[int, dict, str]:
     """Exit code, the JSON result and what stands on stderr."""
-    code = main(["convert", *map(str, arguments), "--workers", "1", "--json"])
+    code = main(["convert", *map(str, arguments), "--workers", str(workers), "--json"])
     out = capsys.readouterr()
     return code, json.loads(out.out), out.err
 
@@ -38,3 +38,14 @@ def test_one_bad_source_stops_nothing(tmp_path, capsys, robot_bag, make_episode)
         "unlabelled": 1
     }
     assert Dataset.open(tmp_path / "lab_sans").records[0].instruction == "lift it"
+
+
+def test_workers_side_by_side_keep_the_order_of_the_sources(tmp_path, capsys, make_episode):
+    lengths = (9, 400, 9, 200, 9)  # the long ones are done after those behind them
+    files = [tmp_path / f"{seed}.safetensors" for seed in range(len(lengths))]
+    for seed, steps in enumerate(lengths):
+        make_episode(steps=steps, seed=seed).save(files[seed])
+    code, result, _ = convert(capsys, *files, "--out", tmp_path / "sans", workers=2)
+    assert (code, result["added"]) == (0, 5)
+    records = Dataset.open(tmp_path / "sans").records
+    assert [record.episode_id for record in records] == [f"synthetic_{seed}" for seed in range(5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import signal
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,10 +112,12 @@ def convert(
     if not queue:
         return result
     context = multiprocessing.get_context("spawn")
-    halt = context.Event()
-    pool = ProcessPoolExecutor(min(workers, len(queue)), context, initializer=_begin, initargs=(halt,))
+    halt, turns = context.Event(), Turns(context)
+    pool = ProcessPoolExecutor(min(workers, len(queue)), context, initializer=_begin, initargs=(halt, turns))
     try:
-        futures: dict[Future[Conversion], Source] = {pool.submit(_work, s, out, options): s for s in queue}
+        futures: dict[Future[Conversion], Source] = {
+            pool.submit(_work, number, s, out, options): s for number, s in enumerate(queue)
+        }
         for future in as_completed(futures):
             try:
                 result += future.result()
@@ -131,10 +135,39 @@ def convert(
     return result
 
 
+class Turns:
+    """Sources that are converted side by side commit their episodes in their order, so a dataset is the same each time.
+
+    The first of those under way never waits, so all end.
+    """
+
+    def __init__(self, context: SpawnContext) -> None:
+        self._next = context.Value("q", 0)
+        self._changed = context.Condition()
+
+    def wait(self, number: int, stop: _Event) -> None:
+        """Until all sources before `number` are done, or `stop` is set."""
+        with self._changed:
+            while self._next.value < number and not stop.is_set():
+                self._changed.wait(0.5)
+
+    def done(self, number: int, stop: _Event) -> None:
+        """Says that a source is done, once those before it are."""
+        self.wait(number, stop)
+        with self._changed:
+            self._next.value = number + 1
+            self._changed.notify_all()
+
+
 def convert_source(
-    source: Source, out: Path, options: ConversionOptions, stop: _Event, progress: Progress = lambda share: None
+    source: Source,
+    out: Path,
+    options: ConversionOptions,
+    stop: _Event,
+    progress: Progress = lambda share: None,
+    await_turn: Callable[[], None] = lambda: None,
 ) -> Conversion:
-    """Adds the episodes of one source; see `convert`."""
+    """Adds the episodes of one source; see `convert`. `await_turn` is called before each commit."""
     result = Conversion()
     done = 0.0
 
@@ -149,7 +182,8 @@ def convert_source(
             if item.fingerprint in known:
                 result.kept += 1
             else:
-                _add(item, source, out, options, result, stop, lambda share, count=count: advance(share / count))  # type: ignore[misc]
+                share = functools.partial(_share, advance, count)
+                _add(item, source, out, options, result, stop, share, await_turn)
     except WvlError as error:
         result.refused.append({"source": str(source.path), "error": str(error)})
     progress(max(0.0, 1.0 - done))
@@ -164,6 +198,7 @@ def _add(
     result: Conversion,
     stop: _Event,
     progress: Progress,
+    await_turn: Callable[[], None],
 ) -> None:
     try:
         episode, cameras, report = item.load()
@@ -189,6 +224,7 @@ def _add(
                 except BaseException:
                     halt.set()  # one camera failed, or Ctrl-C: the others need not go on
                     raise
+            await_turn()
             if stop.is_set():
                 raise KeyboardInterrupt
             index = draft.commit(episode, origin=item.origin, fingerprint=item.fingerprint, report=report)
@@ -206,6 +242,10 @@ def _add(
             "report": report,
         }
     )
+
+
+def _share(advance: Progress, count: int, share: float) -> None:
+    advance(share / count)
 
 
 def _override(episode: Episode, options: ConversionOptions) -> Episode:
@@ -246,17 +286,20 @@ def _dataset(out: Path, sizes: Mapping[str, tuple[int, int]], fps: float, codec:
     return _datasets[out]
 
 
-_worker: dict[str, _Event] = {}
+_worker: list[tuple[_Event, Turns]] = []
 
 
-def _begin(halt: _Event) -> None:
+def _begin(halt: _Event, turns: Turns) -> None:
     """In a worker process: Ctrl-C is the parent's, which then sets `halt`."""
-    _worker["halt"] = halt
+    _worker[:] = [(halt, turns)]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work(source: Source, out: Path, options: ConversionOptions) -> Conversion:
+def _work(number: int, source: Source, out: Path, options: ConversionOptions) -> Conversion:
+    halt, turns = _worker[0]
     try:
-        return convert_source(source, out, options, _worker["halt"])
+        return convert_source(source, out, options, halt, await_turn=lambda: turns.wait(number, halt))
     except KeyboardInterrupt:  # raised by ourselves when the parent says halt
         return Conversion()
+    finally:
+        turns.done(number, halt)
