@@ -231,3 +231,19 @@ def test_lerobot_finds_its_files(tmp_path: Path, make_episode: Callable[..., Epi
     assert numbers["std"] == pytest.approx(everything.std(0))
     assert numbers["max"] == everything.max(0).tolist()
     assert numbers["count"] == [33]
+
+
+def test_many_episodes_go_into_several_tables(
+    tmp_path: Path, make_episode: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("catalog", "updates", "verification"):
+        monkeypatch.setattr(f"wvl_ros.sans.{module}.EPISODES_PER_FILE", 2)
+    dataset = Dataset.create(tmp_path / "sans", DatasetFormat({}))
+    for seed in range(5):
+        dataset.append(replace(make_episode(seed=seed), images={}))
+    dataset.label(1, "failure")
+    assert len(list((tmp_path / "sans/meta/episodes").rglob("*.parquet"))) == 3
+    again = Dataset.open(tmp_path / "sans")
+    assert [record.outcome for record in again.records] == ["success", "failure", *["success"] * 3]
+    assert [again.read(i).episode_id for i in range(5)] == [f"synthetic_{i}" for i in range(5)]
+    assert again.verify() == []

@@ -16,7 +16,7 @@ VERSION = 1  # of what meta/sans.json adds; a reader of 1 refuses others
 LEROBOT_VERSION = "v3.0"
 CODECS = ("h264", "lossless")
 FILES_PER_CHUNK = 1000
-EPISODES_PER_FILE = 1000  # rows of a file in meta/episodes
+EPISODES_PER_FILE = 250  # rows of a file in meta/episodes, each of which is written anew with every episode
 
 SANS = Path("meta/sans.json")
 INFO = Path("meta/info.json")
