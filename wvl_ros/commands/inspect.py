@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,8 @@ def _save(sheet: Image.Image, path: Path) -> Path:
     except OSError as error:
         raise EpisodeError(f"'{path}' cannot be written ({error.strerror}); choose another file with --out.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk
+            part.unlink(missing_ok=True)
     return path
 
 
