@@ -114,6 +114,6 @@ def test_a_picture_it_cannot_read_ends_it_with_a_sentence(robot, start):
     policy = start("policy", policy="hold")
     robot.ready()
     robot.begin("a")
-    robot.observe("a", 0, encoding="yuv422")
+    robot.observe("a", 0, encoding="rgb565")
     assert policy.wait() == 2
-    assert "encoding 'yuv422' cannot be read" in policy.output
+    assert "encoding 'rgb565' cannot be read" in policy.output
