@@ -17,9 +17,19 @@ NAMES = {
     "topics": "three 640x480 cameras at 30 Hz from the world node to a subscriber process",
     "overhead": "what ROS adds to a step of the bare world loop",
     "startup": "from `make imagine` to the first imagined frame",
+    "recording": "three 640x480 cameras at 30 and 100 Hz into a bag (10 GB, temporary): lost images, CPU",
+    "codec": "the datasets' codecs: PSNR, size, speed (WVL_DROID: a folder of more DROID episodes)",
+    "windows": "windows of 16 frames x 3 cameras from the trainer's cache, and memory",
+    "droid": "DROID episodes through SANS: numbers, PSNR, replay rate (WVL_DROID: a folder of more DROID episodes)",
     "imagination": "the shipped world model on held-out episodes: pixels, outcome, arm following, speed",
 }
-ON_REQUEST = {"clone": "from a clean clone to the first imagined frame (needs a package index)"}
+ON_REQUEST = {
+    "clone": "from a clean clone to the first imagined frame (needs a package index)",
+    "conversion": "a minute of three cameras converted, beside a plain loop over rosbags and imageio (needs an index)",
+    "lerobot": "opens our datasets in the real LeRobot (downloads 3 GB; WVL_LEROBOT_ENVIRONMENT keeps it)",
+    "fuzz": "mutated bags through the reader (python -m benchmarks.fuzz --minutes 10)",
+    "fuzz_dataset": "mutated datasets through the reader (python -m benchmarks.fuzz_dataset --minutes 10)",
+}
 RESULTS = Path(__file__).parent / "results"
 
 

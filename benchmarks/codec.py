@@ -29,7 +29,7 @@ def run() -> dict[str, Any]:
 
 
 def _measure(codec: str, clips: list[NDArray[np.uint8]], stride: int) -> str:
-    from wvl_ros.sans.video import VideoWriter, read_frames
+    from wvl_ros.sans.store.video import VideoWriter, read_frames
 
     errors: list[float] = []
     size = raw = frames = 0

@@ -61,7 +61,7 @@ def run(seconds: float = SECONDS, rounds: int = ROUNDS) -> dict[str, Any]:
 
 def _codec() -> list[str]:
     """Our encoder's settings as arguments of ffmpeg."""
-    from wvl_ros.sans.video import _LOSSY
+    from wvl_ros.sans.store.video import _LOSSY
 
     return [part for name, value in _LOSSY.items() for part in (f"-{name}", value)] + ["-threads", "1"]
 
@@ -87,9 +87,9 @@ def _environment(folder: Path) -> str:
 
 def _errors(bag_path: Path, out: Path) -> dict[str, str]:
     """PSNR of every tenth image against the bag's."""
-    from wvl_ros.sans.bag import bag_episodes
+    from wvl_ros.sans.bags.reader import bag_episodes
+    from wvl_ros.sans.bags.streams import Bag
     from wvl_ros.sans.dataset import Dataset
-    from wvl_ros.sans.streams import Bag
 
     dataset = Dataset.open(out)
     figures = {}

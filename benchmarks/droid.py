@@ -1,4 +1,4 @@
-"""DROID episodes imported, compared and replayed: `DROID=FOLDER python -m benchmarks droid` for a folder of them."""
+"""DROID episodes imported, compared and replayed: `WVL_DROID=FOLDER python -m benchmarks droid` for a folder of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run() -> dict[str, Any]:
     from wvl_ros.sans.droid import read_droid
     from wvl_ros.sans.sources import EXAMPLE_FOLDER
 
-    folder = os.environ.get("DROID")
+    folder = os.environ.get("WVL_DROID")
     paths = sorted(path.parent for path in Path(folder).glob("*/annotation.json")) if folder else [EXAMPLE_FOLDER]
     originals = {episode.episode_id: episode for episode in map(read_droid, paths)}
     figures: dict[str, Any] = {}

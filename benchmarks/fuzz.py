@@ -192,9 +192,9 @@ _CHANGES: tuple[Callable[..., bytearray], ...] = (
 def read(path: Path) -> str:
     """What the reader makes of a bag: 'episode', or the name of the WvlError."""
     from wvl_ros.errors import WvlError
-    from wvl_ros.sans.bag import bag_episodes
-    from wvl_ros.sans.bag_episode import AlignmentOptions
-    from wvl_ros.sans.streams import Bag
+    from wvl_ros.sans.bags.bag_episode import AlignmentOptions
+    from wvl_ros.sans.bags.reader import bag_episodes
+    from wvl_ros.sans.bags.streams import Bag
 
     try:
         with Bag(path) as bag:

@@ -121,8 +121,8 @@ def sign(root: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from wvl_ros.sans.checked_files import digest, dump_signed
-    from wvl_ros.sans.format import IMAGES, SANS, data_file, episodes_file, video_file
+    from wvl_ros.sans.store.checked_files import digest, dump_signed
+    from wvl_ros.sans.store.format import IMAGES, SANS, data_file, episodes_file, video_file
 
     def sums(name: Path) -> str:
         return digest((root / name).read_bytes()) if (root / name).is_file() else ""
@@ -214,7 +214,7 @@ def _read_all(kind: Any, root: Path) -> str:
 
 
 def _verify(kind: Any, root: Path) -> str:
-    from wvl_ros.sans.verification import verify
+    from wvl_ros.sans.store.verification import verify
 
     assert all(isinstance(problem, str) for problem in verify(root))
     return "sound"

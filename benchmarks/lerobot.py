@@ -114,8 +114,8 @@ def _tabletop(folder: Path) -> Path:
 def _ours(root: Path) -> dict[str, Any]:
     """What LeRobot should see: one entry a frame."""
     from wvl_ros.sans.dataset import Dataset
-    from wvl_ros.sans.format import video_file
-    from wvl_ros.sans.video import read_frames
+    from wvl_ros.sans.store.format import video_file
+    from wvl_ros.sans.store.video import read_frames
 
     dataset = Dataset.open(root)
     columns: dict[str, list[Any]] = {}

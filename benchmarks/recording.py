@@ -70,7 +70,7 @@ def _count(bag: Path, first: int, rate: int, seconds: int) -> int:
     """Images in the bag whose stamp is one that was sent, each once, with that stamp as bag time."""
     from rosbags.rosbag2 import Reader
 
-    from wvl_ros.sans.bag_writer import message_stamp
+    from wvl_ros.sans.bags.recording import message_stamp
     from wvl_ros.worlds.droid import CAMERAS
 
     expected = {first + _offset(i, rate) for i in range(rate * seconds)}
@@ -103,7 +103,7 @@ def publish(rate: int, seconds: int, recorder: int) -> str:
     from wvl_ros.nodes import qos
     from wvl_ros.nodes.images import image_message
     from wvl_ros.nodes.messages import flange_pose, joint_state, to_time
-    from wvl_ros.sans.topics import FINISHED, IDLE, RUNNING
+    from wvl_ros.sans.bags.topics import FINISHED, IDLE, RUNNING
     from wvl_ros.worlds.droid import CAMERAS, RESET_JOINTS
 
     rclpy.init(args=["--ros-args", "-r", f"__ns:={NAMESPACE}"])

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+from wvl_ros.sans.bags.topics import message_types
 from wvl_ros.sans.droid import read_droid
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.sources import EXAMPLE_FOLDER
-from wvl_ros.sans.topics import message_types
 from wvl_ros.worlds.droid import CAMERAS, FINGER_TRAVEL, JOINT_NAMES
 
 CAMERA_TOPICS = {camera: f"/camera{i}/camera{i}/color/image_raw" for i, camera in enumerate(CAMERAS, 1)}

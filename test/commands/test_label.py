@@ -17,9 +17,9 @@ from wvl_ros.commands.label import ask
 from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.export import export_bag
-from wvl_ros.sans.format import DatasetFormat
 from wvl_ros.sans.labels import JudgeConfig, RewardModel, find_labelled
 from wvl_ros.sans.sources import load_source
+from wvl_ros.sans.store.format import DatasetFormat
 from wvl_ros.sans.terminal import draw
 from wvl_ros.worlds.droid import CAMERAS
 

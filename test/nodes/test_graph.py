@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wvl_ros.sans.bag import read_bag
+from wvl_ros.sans.bags.reader import read_bag
 from wvl_ros.sans.droid import read_video
 from wvl_ros.sans.render import find_reference
 from wvl_ros.sans.sources import load_source

@@ -26,7 +26,7 @@ from wvl_ros.cli import main  # noqa: E402
 from wvl_ros.msg import EpisodeStatus, RecordedEpisode, Reward  # noqa: E402
 from wvl_ros.nodes import qos  # noqa: E402
 from wvl_ros.nodes.messages import to_time  # noqa: E402
-from wvl_ros.sans.topics import FINISHED, IDLE, RUNNING  # noqa: E402
+from wvl_ros.sans.bags.topics import FINISHED, IDLE, RUNNING  # noqa: E402
 from wvl_ros.srv import LabelEpisode  # noqa: E402
 
 LISTENED = {"wait_for": "['action_chunk', 'recorded_episode']"}

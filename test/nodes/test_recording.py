@@ -15,9 +15,9 @@ from rosbags.rosbag2 import Reader
 
 from wvl_ros.errors import WvlError
 from wvl_ros.nodes.recording import EpisodeRecorder, RecorderSettings
-from wvl_ros.sans.bag_writer import RecordedTopic, RecordingReport, known_topics, make_qos
-from wvl_ros.sans.repair import repair
-from wvl_ros.sans.topics import ABORTED, FINISHED, RUNNING, message_types
+from wvl_ros.sans.bags.recording import RecordedTopic, RecordingReport, known_topics, make_qos
+from wvl_ros.sans.bags.repair import repair
+from wvl_ros.sans.bags.topics import ABORTED, FINISHED, RUNNING, message_types
 
 SECOND = 1_000_000_000
 FIRST = 1_700_000_000 * SECOND

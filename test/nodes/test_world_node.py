@@ -18,8 +18,8 @@ from wvl_ros.msg import ActionChunk, EpisodeStatus, Reward  # noqa: E402
 from wvl_ros.nodes import qos  # noqa: E402
 from wvl_ros.nodes.images import image_array  # noqa: E402
 from wvl_ros.nodes.messages import to_nanoseconds  # noqa: E402
+from wvl_ros.sans.bags.topics import ABORTED, FINISHED  # noqa: E402
 from wvl_ros.sans.sources import load_source  # noqa: E402
-from wvl_ros.sans.topics import ABORTED, FINISHED  # noqa: E402
 from wvl_ros.srv import ResetWorld  # noqa: E402
 from wvl_ros.worlds.droid import CAMERAS  # noqa: E402
 
@@ -51,8 +51,15 @@ class Client:
             rclpy.spin_once(self.node, timeout_sec=0.05)
         return result
 
+    def settle(self, seconds: float = 0.5) -> None:
+        """Lets the world discover us as well: an answer sent before that is lost."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+
     def goal(self, **fields):
-        assert self.until(self.action.server_is_ready)
+        assert self.until(lambda: self.action.server_is_ready() and self.chunks.get_subscription_count())
+        self.settle()
         handle = self.action.send_goal_async(RunEpisode.Goal(seed=1, **fields))
         self.until(handle.done)
         return handle.result()
@@ -64,6 +71,7 @@ class Client:
 
     def reset(self, **fields):
         assert self.until(self.resetting.service_is_ready)
+        self.settle()
         future = self.resetting.call_async(ResetWorld.Request(**fields))
         self.until(future.done)
         return future.result()

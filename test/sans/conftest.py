@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from wvl_ros.sans.topics import message_types
+from wvl_ros.sans.bags.topics import message_types
 from wvl_ros.worlds.droid import FINGER_TRAVEL, JOINT_NAMES, RESET_JOINTS
 
 START = 1_700_000_000_000_000_000

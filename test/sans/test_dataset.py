@@ -237,7 +237,7 @@ def test_many_episodes_go_into_several_tables(
     tmp_path: Path, make_episode: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("catalog", "updates", "verification"):
-        monkeypatch.setattr(f"wvl_ros.sans.{module}.EPISODES_PER_FILE", 2)
+        monkeypatch.setattr(f"wvl_ros.sans.store.{module}.EPISODES_PER_FILE", 2)
     dataset = Dataset.create(tmp_path / "sans", DatasetFormat({}))
     for seed in range(5):
         dataset.append(replace(make_episode(seed=seed), images={}))

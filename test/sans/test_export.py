@@ -15,13 +15,13 @@ from rosbags.rosbag2 import Reader
 
 from wvl_ros.cli import main
 from wvl_ros.errors import EpisodeError
-from wvl_ros.sans.bag import read_bag
+from wvl_ros.sans.bags.reader import read_bag
+from wvl_ros.sans.bags.topics import STEP_TOPICS
 from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.export import PERIOD, exact_finger, exact_quaternion, export_bag
-from wvl_ros.sans.format import DatasetFormat
 from wvl_ros.sans.sources import load_source
-from wvl_ros.sans.topics import STEP_TOPICS
+from wvl_ros.sans.store.format import DatasetFormat
 from wvl_ros.worlds.droid import CAMERAS, FINGER_TRAVEL
 from wvl_ros.worlds.quaternion import quaternion_to_euler
 

@@ -13,7 +13,7 @@ from wvl_ros.errors import ConfigError, EpisodeError
 from wvl_ros.sans.cache import FOLDER, Cache
 from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
-from wvl_ros.sans.format import DatasetFormat
+from wvl_ros.sans.store.format import DatasetFormat
 from wvl_ros.sans.windows import WindowConfig, WindowSampler, window_cache
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.recorded import commanded_poses

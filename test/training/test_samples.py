@@ -14,7 +14,7 @@ from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
-from wvl_ros.sans.format import DatasetFormat
+from wvl_ros.sans.store.format import DatasetFormat
 from wvl_ros.training.demonstrations import Disturbance, record_demonstration
 from wvl_ros.training.frame_cache import open_cache
 from wvl_ros.training.samples import build_samples, chunk_targets, key_places, read_episodes

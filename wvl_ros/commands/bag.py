@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from wvl_ros.errors import BagError
-    from wvl_ros.sans.repair import find_bags, repair
+    from wvl_ros.sans.bags.repair import find_bags, repair
 
     found = [bag for path in args.paths for bag in find_bags(path)]
     bags: list[dict[str, Any]] = []

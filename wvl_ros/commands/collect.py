@@ -120,13 +120,13 @@ def _append(job: Job) -> tuple[str, str]:
 
 def _dataset(job: Job) -> Any:
     from wvl_ros.sans.dataset import Dataset
-    from wvl_ros.sans.format import DatasetFormat
+    from wvl_ros.sans.store.format import DatasetFormat
     from wvl_ros.worlds.droid import CAMERAS
 
     return Dataset.open_or_create(job.out, DatasetFormat(dict.fromkeys(CAMERAS, (job.size, job.size))))
 
 
 def _is_dataset(path: Path) -> bool:
-    from wvl_ros.sans.format import is_dataset
+    from wvl_ros.sans.store.format import is_dataset
 
     return is_dataset(path)

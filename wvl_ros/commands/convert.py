@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Converts what is not in the dataset yet."""
     from tqdm import tqdm
 
-    from wvl_ros.sans.bag_episode import AlignmentOptions
+    from wvl_ros.sans.bags.bag_episode import AlignmentOptions
+    from wvl_ros.sans.bags.mapping import AUTO, load_mapping
     from wvl_ros.sans.conversion import ConversionOptions, convert
     from wvl_ros.sans.conversion_sources import find_sources
-    from wvl_ros.sans.mapping import AUTO, load_mapping
 
     workers = args.workers or len(os.sched_getaffinity(0))
     if workers < 1 or (args.split_gap is not None and args.split_gap <= 0):

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Inspects; returns the facts and the path of the contact sheet."""
-    from wvl_ros.sans.format import is_dataset
+    from wvl_ros.sans.store.format import is_dataset
 
     if args.rows < 1:
         raise EpisodeError(f"A contact sheet cannot have {args.rows} rows; use 1 or more.")

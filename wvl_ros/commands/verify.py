@@ -10,9 +10,9 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.description = (
-        "Compares every file of a SANS dataset with its checksum, after completing what a writer that died has left. "
-        "Exits with 1 when a file is changed, missing or foreign."
+    parser.epilog = (
+        "Compares each file with its checksum, after completing what a writer that died has left. Exits with 1 when a "
+        "file is changed, missing or foreign."
     )
     parser.add_argument("dataset", type=Path, help="folder of the dataset")
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from wvl_ros.errors import DatasetError
     from wvl_ros.sans.dataset import is_dataset
-    from wvl_ros.sans.verification import verify
+    from wvl_ros.sans.store.verification import verify
 
     root = args.dataset.expanduser()
     if not is_dataset(root) and not (root / "meta").is_dir():

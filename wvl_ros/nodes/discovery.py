@@ -10,8 +10,8 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from wvl_ros.nodes import qos
-from wvl_ros.sans.bag_writer import RecordedTopic, make_qos
-from wvl_ros.sans.message_definitions import find_definition, is_stamped
+from wvl_ros.sans.bags.message_definitions import find_definition, is_stamped
+from wvl_ros.sans.bags.recording import RecordedTopic, make_qos
 
 NOT_RECORDED = ("/rosout", "/parameter_events")
 

@@ -21,8 +21,8 @@ from wvl_ros.errors import WvlError
 from wvl_ros.nodes.chunk_store import ChunkStore
 from wvl_ros.nodes.messages import PlannedChunk
 from wvl_ros.nodes.reports import EpisodeRequest, Stage, StepReport
+from wvl_ros.sans.bags.topics import ABORTED, FINISHED, RUNNING
 from wvl_ros.sans.sources import load_source, source_text
-from wvl_ros.sans.topics import ABORTED, FINISHED, RUNNING
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.interface import Observation, World
 

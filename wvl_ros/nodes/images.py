@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import Image
 
 from wvl_ros.errors import ObservationError
-from wvl_ros.sans.images import image_array
+from wvl_ros.sans.bags.images import image_array
 
 __all__ = ["image_array", "image_message", "refill"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from wvl_ros.nodes.images import image_array
-from wvl_ros.sans.states import read_joint_state, read_pose
+from wvl_ros.sans.bags.states import read_joint_state, read_pose
 from wvl_ros.worlds.droid import CAMERAS
 
 KEPT = 50  # sets that may be incomplete at a time, as many as messages a publisher keeps

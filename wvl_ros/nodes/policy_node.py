@@ -21,7 +21,7 @@ from wvl_ros.nodes.observation_sets import ObservationSet, ObservationSets
 from wvl_ros.nodes.parameters import declare
 from wvl_ros.policies.interface import Policy
 from wvl_ros.policies.registry import POLICIES, make_policy
-from wvl_ros.sans.topics import IMAGES, RUNNING
+from wvl_ros.sans.bags.topics import IMAGES, RUNNING
 
 PATIENCE = 1.0  # s for the rest of an observation
 TOPICS: dict[str, type] = {

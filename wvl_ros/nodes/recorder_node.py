@@ -21,8 +21,8 @@ from wvl_ros.nodes.node import Peer, WvlNode
 from wvl_ros.nodes.parameters import declare
 from wvl_ros.nodes.recording import EpisodeRecorder, RecorderSettings
 from wvl_ros.nodes.rendering import Renderer
-from wvl_ros.sans.bag_writer import RecordedTopic, RecordingReport, known_topics
-from wvl_ros.sans.part_folder import unfinished
+from wvl_ros.sans.bags.part_folder import unfinished
+from wvl_ros.sans.bags.recording import RecordedTopic, RecordingReport, known_topics
 from wvl_ros.srv import LabelEpisode
 
 LOOK = 1.0  # s between two looks for new topics

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 from wvl_ros.errors import BagError, EpisodeError, WvlError
 from wvl_ros.nodes.kept_messages import KeptMessage, KeptMessages
-from wvl_ros.sans.bag_label import check_label, label_bag
-from wvl_ros.sans.bag_writer import EpisodeRecording, RecordedTopic, RecordingReport, message_stamp
-from wvl_ros.sans.topics import ABORTED, FINISHED, TOPICS, message_types
+from wvl_ros.sans.bags.label import check_label, label_bag
+from wvl_ros.sans.bags.recording import EpisodeRecording, RecordedTopic, RecordingReport, message_stamp
+from wvl_ros.sans.bags.topics import ABORTED, FINISHED, TOPICS, message_types
 
 SETTLE = 0.1  # s that a complete bag waits for topics that do not come once a step
 LINGER = 1.0  # s that a bag waits for the last messages of its episode

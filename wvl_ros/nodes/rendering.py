@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from wvl_ros.sans.bag_writer import RecordingReport
+from wvl_ros.sans.bags.recording import RecordingReport
 
 NICENESS = "5"
 Rendered = Callable[[RecordingReport, str, str, str], None]

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from wvl_ros.sans.topics import RUNNING
+from wvl_ros.sans.bags.topics import RUNNING
 from wvl_ros.worlds.interface import Observation
 
 

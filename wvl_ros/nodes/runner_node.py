@@ -16,7 +16,7 @@ from wvl_ros.nodes.labeller import KEYS, Labeller
 from wvl_ros.nodes.node import Peer, WvlNode
 from wvl_ros.nodes.parameters import declare
 from wvl_ros.nodes.progress import EpisodeRow, Progress
-from wvl_ros.sans.topics import RUNNING
+from wvl_ros.sans.bags.topics import RUNNING
 
 TICK = 0.1  # s
 WARN = 5.0  # s of waiting between two warnings

@@ -27,7 +27,7 @@ from wvl_ros.nodes.messages import BASE_FRAME, camera_info, flange_pose, joint_s
 from wvl_ros.nodes.node import Peer, WvlNode
 from wvl_ros.nodes.parameters import declare
 from wvl_ros.nodes.reports import EpisodeRequest, StepReport
-from wvl_ros.sans.topics import FINISHED, IDLE
+from wvl_ros.sans.bags.topics import FINISHED, IDLE
 from wvl_ros.srv import ResetWorld
 from wvl_ros.worlds.droid import CAMERAS
 from wvl_ros.worlds.interface import Observation, World

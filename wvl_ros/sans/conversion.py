@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from wvl_ros.errors import ConfigError, UnknownNameError, WvlError
-from wvl_ros.sans.bag_episode import AlignmentOptions
+from wvl_ros.sans.bags.bag_episode import AlignmentOptions
 from wvl_ros.sans.conversion_items import Item, items
 from wvl_ros.sans.conversion_sources import Source
 from wvl_ros.sans.dataset import Dataset, DatasetFormat, is_dataset
 from wvl_ros.sans.episode import OUTCOMES, Episode
-from wvl_ros.sans.format import CODECS
+from wvl_ros.sans.store.format import CODECS
 
 Progress = Callable[[float], None]
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wvl_ros.errors import EpisodeError
-from wvl_ros.sans.bag import bag_episodes
-from wvl_ros.sans.bag_episode import BagEpisode
+from wvl_ros.sans.bags.bag_episode import BagEpisode
+from wvl_ros.sans.bags.reader import bag_episodes
+from wvl_ros.sans.bags.streams import Bag
 from wvl_ros.sans.conversion_sources import BAG, DROID, FILE, LEROBOT, SANS, Source, source_digest
 from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
-from wvl_ros.sans.streams import Bag
 from wvl_ros.worlds.recorded import resize
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wvl_ros.errors import BagError
+from wvl_ros.sans.bags.streams import METADATA, SUFFIXES
 from wvl_ros.sans.droid import ANNOTATION
-from wvl_ros.sans.format import is_dataset
 from wvl_ros.sans.lerobot_files import is_lerobot
-from wvl_ros.sans.streams import METADATA, SUFFIXES
+from wvl_ros.sans.store.format import is_dataset
 
 BAG, DROID, LEROBOT, SANS, FILE = "bag", "droid", "lerobot", "sans", "episode file"
 _DEPTH = 3

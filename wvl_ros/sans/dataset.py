@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wvl_ros.errors import DatasetError, EpisodeError
-from wvl_ros.sans import catalog, frames, updates
-from wvl_ros.sans.catalog import EpisodeRecord
-from wvl_ros.sans.checked_files import digest, digest_file, read_checked
-from wvl_ros.sans.draft import Draft
 from wvl_ros.sans.episode import OUTCOMES, Episode
-from wvl_ros.sans.format import DatasetFormat, data_file, is_dataset, video_file
-from wvl_ros.sans.journal import Change, ReadOnlyError, locked
-from wvl_ros.sans.statistics import Statistics
-from wvl_ros.sans.video import read_frames
+from wvl_ros.sans.store import catalog, frames, updates
+from wvl_ros.sans.store.catalog import EpisodeRecord
+from wvl_ros.sans.store.checked_files import digest, digest_file, read_checked
+from wvl_ros.sans.store.draft import Draft
+from wvl_ros.sans.store.format import DatasetFormat, data_file, is_dataset, video_file
+from wvl_ros.sans.store.journal import Change, ReadOnlyError, locked
+from wvl_ros.sans.store.statistics import Statistics
+from wvl_ros.sans.store.video import read_frames
 from wvl_ros.worlds.recorded import commanded_poses
 
 __all__ = ["Dataset", "DatasetFormat", "Draft", "EpisodeRecord", "is_dataset"]
@@ -229,7 +229,7 @@ class Dataset:
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Checks every file; see `verification.verify`."""
-        from wvl_ros.sans.verification import verify
+        from wvl_ros.sans.store.verification import verify
 
         return verify(self.root, progress)
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wvl_ros.errors import BagError, EpisodeError
-from wvl_ros.sans.bag_writer import EpisodeRecording, RecordingReport
+from wvl_ros.sans.bags.recording import EpisodeRecording, RecordingReport
+from wvl_ros.sans.bags.topics import ABORTED, FINISHED, RUNNING, TOPICS, message_types
 from wvl_ros.sans.episode import Episode
-from wvl_ros.sans.topics import ABORTED, FINISHED, RUNNING, TOPICS, message_types
 from wvl_ros.worlds.droid import CAMERAS, CONTROL_HZ, FINGER_NAMES, FINGER_TRAVEL, JOINT_NAMES
 from wvl_ros.worlds.quaternion import euler_to_quaternion, quaternion_to_euler
 from wvl_ros.worlds.recorded import commanded_poses

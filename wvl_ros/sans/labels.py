@@ -67,7 +67,7 @@ class BagEpisode(Labelled):
     """The episode of a bag."""
 
     def __init__(self, bag: Path) -> None:
-        from wvl_ros.sans.bag_label import read_metadata
+        from wvl_ros.sans.bags.label import read_metadata
 
         information = read_metadata(bag)["rosbag2_bagfile_information"]
         note = information.get("custom_data") or {}
@@ -77,13 +77,13 @@ class BagEpisode(Labelled):
 
     def episode(self) -> Episode:
         """See `Labelled`."""
-        from wvl_ros.sans.bag import read_bag
+        from wvl_ros.sans.bags.reader import read_bag
 
         return read_bag(self._bag)
 
     def label(self, outcome: str, source: str) -> None:
         """See `Labelled`; metadata.yaml is written anew."""
-        from wvl_ros.sans.bag_label import label_bag
+        from wvl_ros.sans.bags.label import label_bag
 
         label_bag(self._bag, outcome, source)
         self.outcome, self.outcome_source = outcome, source

@@ -87,7 +87,7 @@ def find_reference(path: Path | str, episode: Episode) -> Reference | None:
 
     A source that is gone by now is no error: the rollout is then rendered alone.
     """
-    from wvl_ros.sans.bag import last_episode, namespaces, read_bag
+    from wvl_ros.sans.bags.reader import last_episode, namespaces, read_bag
     from wvl_ros.sans.sources import load_source, split_source
 
     try:

@@ -45,7 +45,7 @@ def load_source(text: str) -> Episode | None:
         return read_droid(path)
     for folder in (path, path / "bag"):
         if (folder / "metadata.yaml").is_file():
-            from wvl_ros.sans.bag import read_bag
+            from wvl_ros.sans.bags.reader import read_bag
 
             return read_bag(folder)
     raise EpisodeError(
