@@ -111,8 +111,9 @@ def test_a_killed_run_goes_on(tmp_path: Path, data: Path, config: Path) -> None:
     process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:
         state = tmp_path / "run" / "state.safetensors"
+        model = tmp_path / "run" / "config.json"  # the last file of the first checkpoint
         deadline = time.monotonic() + 120
-        while not state.exists() and time.monotonic() < deadline and process.poll() is None:
+        while not model.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
     finally:
         process.send_signal(signal.SIGKILL)
