@@ -1,4 +1,4 @@
-"""DROID episodes imported, compared and replayed: `WVL_DROID=FOLDER python -m benchmarks droid` for a folder of them."""
+"""DROID episodes imported, compared and replayed; WVL_DROID names a folder of them."""
 
 from __future__ import annotations
 
