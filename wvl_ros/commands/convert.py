@@ -127,14 +127,16 @@ def show(result: dict[str, Any]) -> None:
 
     if result["reports"]:
         table = Table("episode", "from", "steps", "outcome", "skew, ms", "drops", "largest gap, ms", "held", box=None)
+        for column in table.columns:
+            column.no_wrap = True
         for row in result["reports"]:
             report = row["report"]
             facts = [str(report.get(name, "")) for name in ("skew_max_ms", "drops", "largest_gap_ms", "held")]
             outcome = row["outcome"] or "unlabelled"
-            table.add_row(
-                f"{row['index']} {row['episode']}", Path(row["source"]).name, str(row["length"]), outcome, *facts
-            )
-        Console(soft_wrap=True).print(table)
+            source = Path(row["source"])
+            source = source.parent if source.name == "bag" else source  # a recording's folder has the name
+            table.add_row(f"{row['index']} {row['episode']}", source.name, str(row["length"]), outcome, *facts)
+        Console(width=max(Console().width, 160), soft_wrap=True).print(table)
     if result["unfinished"]:
         print(
             f"{len(result['unfinished'])} recordings are not finished and were left out; `wvl bag repair` mends those "
