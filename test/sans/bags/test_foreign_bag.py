@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
@@ -126,6 +127,27 @@ def test_a_pause_or_a_clock_set_back_ends_an_episode_when_told(tmp_path, robot_b
     with pytest.raises(BagError, match=r"jumps back by 1\.\d+ s after .*--split-gap"):
         load(path)
     assert [len(episode) for episode, _ in load(path, split_gap=2.0)] == [15, 15]
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_a_bag_split_into_files_is_one_episode(tmp_path, robot_bag, plugin):
+    ((expected, _),) = load(robot_bag.usual(2.0).write(tmp_path / "whole"))
+    bag = tmp_path / "bag"
+    bag.mkdir()
+    notes = []
+    for number, (first, last) in enumerate(((0, 10**9), (10**9, 10**10))):
+        part = robot_bag.usual(2.0)
+        part.rows = {topic: [row for row in rows if first <= row[0] < last] for topic, rows in part.rows.items()}
+        folder = part.write(tmp_path / f"bag_{number}", storage=plugin)
+        notes.append(yaml.safe_load((folder / "metadata.yaml").read_text())["rosbag2_bagfile_information"])
+        (folder / notes[-1]["relative_file_paths"][0]).rename(bag / notes[-1]["relative_file_paths"][0])
+    for key in ("relative_file_paths", "files"):  # as `ros2 bag record --max-bag-duration` writes them
+        notes[0][key] += notes[1][key]
+    notes[0]["message_count"] += notes[1]["message_count"]
+    (bag / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": notes[0]}))
+    ((episode, _),) = load(bag)
+    assert np.array_equal(episode.joint_position, expected.joint_position)
+    assert np.array_equal(episode.images[CAMERAS[0]], expected.images[CAMERAS[0]])
 
 
 def test_joints_go_by_their_names(tmp_path, robot_bag, ros):

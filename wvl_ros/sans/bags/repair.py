@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backports import zstd
 from rosbags.rosbag2 import Reader, ReaderError
+from zstandard import ZstdDecompressor, ZstdError
 
 from wvl_ros.errors import BagError
 from wvl_ros.sans.bags import mcap_salvage, sqlite_salvage
@@ -258,11 +258,11 @@ def _unpack(file: Path) -> Path:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with file.open("rb") as packed, part.open("wb") as out:
-            decompressor = zstd.ZstdDecompressor()
+            decompressor = ZstdDecompressor().decompressobj()
             while (block := packed.read(1 << 20)) and not decompressor.eof:
                 out.write(decompressor.decompress(block))
         part.replace(target)
-    except zstd.ZstdError as error:
+    except ZstdError as error:
         raise BagError(f"'{file}' cannot be unpacked: {error}.") from error
     finally:
         part.unlink(missing_ok=True)
