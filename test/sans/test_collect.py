@@ -48,6 +48,20 @@ def test_collects_into_a_dataset_with_the_world_as_judge(tmp_path: Path) -> None
         collect.run(arguments(*words, "--format", "files"))
 
 
+def test_a_policy_plays_the_same_again_and_is_named(tmp_path: Path) -> None:
+    words = ("--task", "push", "--episodes", "2", "--policy", "small", "--temperature", "1", "--size", "64", "--out")
+    for name in ("a", "b"):
+        assert collect.run(arguments(*words, str(tmp_path / name)))["collected"] == 2
+    calm = collect.run(
+        arguments("--task", "push", "--policy", "small", "--episodes", "1", "--out", str(tmp_path / "c"))
+    )
+    assert calm["collected"] == 1
+    one, again, other = (Episode.load(tmp_path / name / "push_0000000.safetensors") for name in "abc")
+    assert (one.source, one.policy, one.outcome_source) == ("policy/tabletop", "small", "world")
+    assert np.array_equal(one.action, again.action)
+    assert not np.array_equal(one.action, other.action)
+
+
 def test_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="no task called 'dance'"):
         collect.run(arguments("--task", "dance", "--out", str(tmp_path)))

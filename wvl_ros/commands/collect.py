@@ -1,4 +1,4 @@
-"""`wvl collect`: tabletop episodes of every outcome, by scripted experts, into a folder of files or a SANS dataset."""
+"""`wvl collect`: tabletop episodes of every outcome, by scripted experts or a policy, into files or a SANS dataset."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=int, default=128, help="image height and width in pixels (default 128)")
     parser.add_argument("--stride", type=int, default=3, help="control steps an image (default 3: 5 Hz)")
+    parser.add_argument("--policy", default="", help="checkpoint that plays instead of the experts: small, or a folder")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="of the policy's sampling: each episode draws its own from 0 to this (default 0: it deploys the mean)",
+    )
     parser.add_argument("--good-only", action="store_true", help="flawless demonstrations instead of every outcome")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
 
@@ -37,13 +44,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Collects what is missing and counts the outcomes."""
     from tqdm import tqdm
 
+    from wvl_ros.checkpoints import find
     from wvl_ros.worlds.tasks import TASKS, find_task
 
     tasks = list(TASKS) if args.task == "all" else [find_task(args.task).name]
     if args.episodes < 1 or args.workers < 1 or args.stride < 1 or args.size < 16:
         raise ConfigError("--episodes, --workers and --stride must be at least 1, --size at least 16.")
+    if args.temperature < 0 or (args.policy and args.good_only):
+        raise ConfigError("--temperature must not be negative, and --good-only is for experts, not for --policy.")
+    policy = str(find("policy", args.policy)) if args.policy else ""
     jobs = [
-        Job(task, seed, args.out, args.size, args.stride, args.good_only)
+        Job(task, seed, args.out, args.size, args.stride, args.good_only, policy, args.temperature)
         for seed in range(args.seed, args.seed + args.episodes)
         for task in tasks
     ]
@@ -79,6 +90,8 @@ class Job:
     size: int
     stride: int
     good: bool
+    policy: str = ""  # folder of the checkpoint
+    temperature: float = 0.0
 
     @property
     def path(self) -> Path:
@@ -88,22 +101,42 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """Its key in a dataset."""
-        return f"collect {self.task} {self.seed} {self.size} {self.stride} {'good' if self.good else 'any'}"
+        player = f"{Path(self.policy).name} {self.temperature:g}" if self.policy else "good" if self.good else "any"
+        return f"collect {self.task} {self.seed} {self.size} {self.stride} {player}"
 
 
 _worlds: dict[tuple[int, int], Any] = {}
+_policies: dict[str, Any] = {}
 
 
 def _collect(job: Job) -> Any:
-    from wvl_ros.sans.collect import collect_episode
+    from wvl_ros.sans.collect import collect_episode, collect_rollout
     from wvl_ros.worlds.experts import Skill
     from wvl_ros.worlds.tabletop import TabletopWorld
 
     shape = (job.size, job.stride)
     if shape not in _worlds:
         _worlds[shape] = TabletopWorld(job.task, job.size, job.size, image_stride=job.stride)
+    if job.policy:
+        return collect_rollout(_worlds[shape], job.task, job.seed, _policy(job), STEPS[job.task])
     skill, mode = (Skill(), "good") if job.good else (None, "")
     return collect_episode(_worlds[shape], job.task, job.seed, skill, STEPS[job.task], mode)
+
+
+def _policy(job: Job) -> Any:
+    """The job's policy, with a temperature drawn from its seed: a little noise makes near-successes of successes."""
+    import numpy as np
+    import torch
+
+    from wvl_ros.policies.small import SmallPolicy
+
+    if job.policy not in _policies:
+        torch.set_num_threads(1)  # the processes share the cores
+        _policies[job.policy] = SmallPolicy.from_pretrained(job.policy)
+    policy = _policies[job.policy]
+    policy.temperature = float(np.random.default_rng([job.seed, len(job.task)]).uniform(0.0, job.temperature))
+    policy.sample = policy.temperature > 0
+    return policy
 
 
 def _save(job: Job) -> tuple[str, str]:

@@ -1,14 +1,20 @@
-"""Collects tabletop episodes of every outcome: good ones, near-successes, plain failures and wandering."""
+"""Collects tabletop episodes of every outcome: by scripted experts of every skill, or by a policy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from wvl_ros.policies.broker import ChunkBroker
+from wvl_ros.policies.interface import Policy
 from wvl_ros.sans.episode import Episode
 from wvl_ros.worlds.droid import CAMERAS
 from wvl_ros.worlds.experts import Expert, Skill, Wanderer, make_expert
+from wvl_ros.worlds.interface import Observation
 from wvl_ros.worlds.tabletop import TabletopWorld
 from wvl_ros.worlds.tasks import TASKS
 
@@ -46,22 +52,54 @@ def collect_episode(
         steps: length. The episode goes on after a success, so that the world model sees what success looks like.
         mode: recorded in `extra` when the skill is given.
     """
-    observation, info = world.reset(seed=seed, options={"task": task})
+    start = world.reset(seed=seed, options={"task": task})
     if skill is None:
         mode, skill = draw_skill(np.random.default_rng([seed, list(TASKS).index(task)]))
         if task == "sweep":  # seven balls take their time
             skill = replace(skill, speed=skill.speed + 0.15, noise=skill.noise / 2, goal_bias=skill.goal_bias / 2)
     expert: Expert = Wanderer(world, skill, seed) if mode == "wander" else make_expert(world, skill, seed)
+    labels = []
+
+    def act(observation: Observation, info: dict[str, Any]) -> NDArray[np.float64]:
+        action = expert.act()
+        labels.append(expert.label.copy())
+        return action
+
+    episode = _play(world, start, act, task, seed, steps)
+    facts = {"mode": mode, "label": np.round(labels, 5).tolist()}
+    return replace(episode, source="expert/tabletop", extra=episode.extra | facts)
+
+
+def collect_rollout(world: TabletopWorld, task: str, seed: int, policy: Policy, steps: int = 60) -> Episode:
+    """Runs a policy for `steps` control steps and keeps everything, as `collect_episode` does of an expert."""
+    observation, info = world.reset(seed=seed, options={"task": task})
+    broker = ChunkBroker(policy)
+    broker.reset(seed)
+
+    def act(observation: Observation, info: dict[str, Any]) -> NDArray[np.float64]:
+        return broker.action(observation, info["instruction"], info["commanded_pose"])
+
+    episode = _play(world, (observation, info), act, task, seed, steps)
+    return replace(episode, source="policy/tabletop", policy=policy.name)
+
+
+def _play(
+    world: TabletopWorld,
+    start: tuple[Observation, dict[str, Any]],
+    act: Callable[[Observation, dict[str, Any]], NDArray[np.float64]],
+    task: str,
+    seed: int,
+    steps: int,
+) -> Episode:
+    observation, info = start
     stride = world.image_stride
     images: dict[str, list[np.ndarray]] = {camera: [observation[camera]] for camera in CAMERAS}
     states = [(observation["joint_position"], observation["cartesian_position"], observation["gripper_position"])]
     commanded_start = info["commanded_pose"]
-    actions, rewards, labels = [], [], []
+    actions, rewards = [], []
     outcome = ""
     for step in range(1, steps + 1):
-        action = expert.act()
-        labels.append(expert.label.copy())
-        observation, reward, terminated, _, info = world.step(action)
+        observation, reward, terminated, _, info = world.step(act(observation, info))
         if terminated:
             outcome = "success"
         actions.append(info["commanded_pose"])
@@ -84,9 +122,8 @@ def collect_episode(
         instruction=info["instruction"],
         outcome=outcome or ("near_success" if world.near else "failure"),
         outcome_source="world",
-        source="expert/tabletop",
         episode_id=f"{task}_{seed:07d}",
         image_stride=stride,
         commanded_start=commanded_start,
-        extra={"seed": seed, "variant": info["variant"], "mode": mode, "label": np.round(labels, 5).tolist()},
+        extra={"seed": seed, "variant": info["variant"]},
     )
