@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wvl_ros.errors import ConfigError
 
-STEPS = {"pick_place": 60, "push": 60, "stack": 60, "sweep": 165}
+if TYPE_CHECKING:
+    from wvl_ros.sans.collect import Job
+    from wvl_ros.sans.dataset import Dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from wvl_ros.checkpoints import find
+    from wvl_ros.sans.collect import Job
     from wvl_ros.worlds.tasks import TASKS, find_task
 
     tasks = list(TASKS) if args.task == "all" else [find_task(args.task).name]
@@ -54,18 +56,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--temperature must not be negative, and --good-only is for experts, not for --policy.")
     policy = str(find("policy", args.policy)) if args.policy else ""
     jobs = [
-        Job(task, seed, args.out, args.size, args.stride, args.good_only, policy, args.temperature)
+        (args.out, Job(task, seed, args.size, args.stride, args.good_only, policy, args.temperature))
         for seed in range(args.seed, args.seed + args.episodes)
         for task in tasks
     ]
     if (args.format or ("sans" if _is_dataset(args.out) else "files")) == "sans":
-        collect, there = _append, {record.fingerprint for record in _dataset(jobs[0]).records}
-        todo = [job for job in jobs if job.fingerprint not in there]
+        collect, there = _append, {record.fingerprint for record in _dataset(*jobs[0]).records}
+        todo = [(out, job) for out, job in jobs if job.fingerprint not in there]
     elif _is_dataset(args.out):
         raise ConfigError(f"'{args.out}' is a SANS dataset: leave out --format files, or choose another folder.")
     else:
         args.out.mkdir(parents=True, exist_ok=True)
-        collect, todo = _save, [job for job in jobs if not job.path.exists()]
+        collect, todo = _save, [(out, job) for out, job in jobs if not _path(out, job).exists()]
     counts: Counter[str] = Counter()
     context = multiprocessing.get_context("spawn")  # a forked child would inherit the renderer's context
     with context.Pool(args.workers) as pool, tqdm(total=len(todo), unit="episode", disable=None) as bar:
@@ -80,83 +82,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One episode to collect."""
-
-    task: str
-    seed: int
-    out: Path
-    size: int
-    stride: int
-    good: bool
-    policy: str = ""  # folder of the checkpoint
-    temperature: float = 0.0
-
-    @property
-    def path(self) -> Path:
-        """Its file."""
-        return self.out / f"{self.task}_{self.seed:07d}.safetensors"
-
-    @property
-    def fingerprint(self) -> str:
-        """Its key in a dataset."""
-        player = f"{Path(self.policy).name} {self.temperature:g}" if self.policy else "good" if self.good else "any"
-        return f"collect {self.task} {self.seed} {self.size} {self.stride} {player}"
+def _path(out: Path, job: Job) -> Path:
+    return out / f"{job.task}_{job.seed:07d}.safetensors"
 
 
-_worlds: dict[tuple[int, int], Any] = {}
-_policies: dict[str, Any] = {}
-
-
-def _collect(job: Job) -> Any:
-    from wvl_ros.sans.collect import collect_episode, collect_rollout
-    from wvl_ros.worlds.experts import Skill
-    from wvl_ros.worlds.tabletop import TabletopWorld
-
-    shape = (job.size, job.stride)
-    if shape not in _worlds:
-        _worlds[shape] = TabletopWorld(job.task, job.size, job.size, image_stride=job.stride)
-    if job.policy:
-        return collect_rollout(_worlds[shape], job.task, job.seed, _policy(job), STEPS[job.task])
-    skill, mode = (Skill(), "good") if job.good else (None, "")
-    return collect_episode(_worlds[shape], job.task, job.seed, skill, STEPS[job.task], mode)
-
-
-def _policy(job: Job) -> Any:
-    """The job's policy, with a temperature drawn from its seed: a little noise makes near-successes of successes."""
-    import numpy as np
-    import torch
-
-    from wvl_ros.policies.small import SmallPolicy
-
-    if job.policy not in _policies:
-        torch.set_num_threads(1)  # the processes share the cores
-        _policies[job.policy] = SmallPolicy.from_pretrained(job.policy)
-    policy = _policies[job.policy]
-    policy.temperature = float(np.random.default_rng([job.seed, len(job.task)]).uniform(0.0, job.temperature))
-    policy.sample = policy.temperature > 0
-    return policy
-
-
-def _save(job: Job) -> tuple[str, str]:
-    episode = _collect(job)
-    episode.save(job.path)
+def _save(work: tuple[Path, Job]) -> tuple[str, str]:
+    out, job = work
+    episode = job.run()
+    episode.save(_path(out, job))
     return job.task, episode.outcome
 
 
-def _append(job: Job) -> tuple[str, str]:
-    episode = _collect(job)
-    _dataset(job).append(episode, origin="wvl collect", fingerprint=job.fingerprint)
+def _append(work: tuple[Path, Job]) -> tuple[str, str]:
+    out, job = work
+    episode = job.run()
+    _dataset(out, job).append(episode, origin="wvl collect", fingerprint=job.fingerprint)
     return job.task, episode.outcome
 
 
-def _dataset(job: Job) -> Any:
-    from wvl_ros.sans.dataset import Dataset
-    from wvl_ros.sans.store.format import DatasetFormat
+def _dataset(out: Path, job: Job) -> Dataset:
+    from wvl_ros.sans.dataset import Dataset, DatasetFormat
     from wvl_ros.worlds.droid import CAMERAS
 
-    return Dataset.open_or_create(job.out, DatasetFormat(dict.fromkeys(CAMERAS, (job.size, job.size))))
+    return Dataset.open_or_create(out, DatasetFormat(dict.fromkeys(CAMERAS, (job.size, job.size))))
 
 
 def _is_dataset(path: Path) -> bool:

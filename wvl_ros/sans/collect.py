@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from wvl_ros.worlds.tabletop import TabletopWorld
 from wvl_ros.worlds.tasks import TASKS
 
 MODES = ("good", "misplace", "early_release", "hold", "misgrasp", "noisy", "wander")
+STEPS = {"pick_place": 60, "push": 60, "stack": 60, "sweep": 165}  # of an episode
 _SHARES = (0.36, 0.22, 0.07, 0.03, 0.18, 0.09, 0.05)
 
 
@@ -127,3 +129,55 @@ def _play(
         commanded_start=commanded_start,
         extra={"seed": seed, "variant": info["variant"]},
     )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to collect, in any process; `run` gives the same each time.
+
+    Attributes:
+        size: px, height and width of its images. stride: control steps an image.
+        good: by a flawless expert. policy: folder of the checkpoint that plays instead of an expert.
+        temperature: the policy's is drawn from 0 to this, by the seed; at 0 it deploys its mean.
+    """
+
+    task: str
+    seed: int
+    size: int = 128
+    stride: int = 3
+    good: bool = False
+    policy: str = ""
+    temperature: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """Its key in a dataset."""
+        player = f"{Path(self.policy).name} {self.temperature:g}" if self.policy else "good" if self.good else "any"
+        return f"collect {self.task} {self.seed} {self.size} {self.stride} {player}"
+
+    def run(self) -> Episode:
+        """Collects it; worlds and policies are made once a process."""
+        shape = (self.size, self.stride)
+        if shape not in _worlds:
+            _worlds[shape] = TabletopWorld(self.task, self.size, self.size, image_stride=self.stride)
+        if self.policy:
+            return collect_rollout(_worlds[shape], self.task, self.seed, self._policy(), STEPS[self.task])
+        skill, mode = (Skill(), "good") if self.good else (None, "")
+        return collect_episode(_worlds[shape], self.task, self.seed, skill, STEPS[self.task], mode)
+
+    def _policy(self) -> Policy:
+        import torch
+
+        from wvl_ros.policies.small import SmallPolicy
+
+        if self.policy not in _policies:
+            torch.set_num_threads(1)  # the processes share the cores
+            _policies[self.policy] = SmallPolicy.from_pretrained(self.policy)
+        policy = _policies[self.policy]
+        policy.temperature = float(np.random.default_rng([self.seed, len(self.task)]).uniform(0.0, self.temperature))
+        policy.sample = policy.temperature > 0
+        return policy
+
+
+_worlds: dict[tuple[int, int], TabletopWorld] = {}
+_policies: dict[str, Any] = {}
