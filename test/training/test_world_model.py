@@ -78,7 +78,7 @@ def test_training_validates_and_the_checkpoint_can_be_evaluated(tmp_path: Path, 
 
     parser = argparse.ArgumentParser()
     evaluation.add_arguments(parser)
-    words = ["--data", data, "--checkpoint", out, "--sheet", tmp_path / "sheet.png"]
+    words = [out, "--data", data, "--sheet", tmp_path / "sheet.png"]
     figures = evaluation.run(parser.parse_args([str(word) for word in words]))
     json.dumps(figures)
     evaluation.show(figures)

@@ -73,3 +73,12 @@ def area_under_curve(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -
     ordered = np.sort(low)
     below = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
     return float(below.mean() / (2 * len(low)))
+
+
+def mean_interval(values: NDArray[np.float64], resamples: int = 2000) -> tuple[float | None, float | None]:
+    """95 % interval of a mean, by bootstrap over the values; the same each time. (None, None) without values."""
+    if not len(values):
+        return None, None
+    rows = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(values[rows].mean(1), [0.025, 0.975])
+    return round(float(low), 4), round(float(high), 4)

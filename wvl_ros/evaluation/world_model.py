@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from wvl_ros.checkpoints import find
+from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation import metrics
 from wvl_ros.evaluation.blind import BlindBaseline, blind_scores
+from wvl_ros.evaluation.held_out import collect_held_out
 from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes, write_sheet
+from wvl_ros.evaluation.policy import EVALUATION_SEED
 from wvl_ros.evaluation.wilson import wilson_interval
 from wvl_ros.training.checkpointing import load_state, restore_module
 from wvl_ros.training.frame_cache import FrameCache, open_cache
@@ -38,6 +43,7 @@ def image_measures(
 ) -> dict[str, Any]:
     """PSNR (dB) and SSIM per camera, over whole rollouts and at horizons (of the episodes that last so long)."""
     found: dict[str, list[tuple[float, NDArray[np.float64], NDArray[np.float64]]]] = {name: [] for name in CAMERAS}
+    by_episode: dict[str, list[float]] = {"psnr": [], "ssim": []}
     patch = int(model.config["patch"])
     for episode, own in zip(episodes.tolist(), imagined, strict=True):
         n = len(own.frames)
@@ -49,18 +55,24 @@ def image_measures(
         start = int(cache.frame_start[episode]) + 1
         true = patches.from_patches(cache.frames[start + picked], patch)
         mine = patches.from_patches(own.frames[picked], patch)
+        ratios, likenesses = [], []
         for view, name in enumerate(CAMERAS):
             ratio, likeness = metrics.psnr(mine[:, view], true[:, view]), metrics.ssim(mine[:, view], true[:, view])
+            ratios.append(ratio)
+            likenesses.append(likeness)
             found[name] += [(float(t + 1) / fps, p, s) for t, p, s in zip(picked, ratio, likeness, strict=True)]
+        by_episode["psnr"].append(float(np.mean(ratios)))
+        by_episode["ssim"].append(float(np.mean(likenesses)))
     result: dict[str, Any] = {}
     for name, rows in found.items():
-        times, ratios, likenesses = (np.array([row[i] for row in rows], dtype=float) for i in range(3))
-        result[name] = {"psnr": _mean(ratios), "ssim": _mean(likenesses)} | {
-            f"psnr_at_{s}s": _mean(ratios[np.isclose(times, s)]) for s in HORIZONS
+        times, psnr, ssim = (np.array([row[i] for row in rows], dtype=float) for i in range(3))
+        result[name] = {"psnr": _mean(psnr), "ssim": _mean(ssim)} | {
+            f"psnr_at_{s}s": _mean(psnr[np.isclose(times, s)]) for s in HORIZONS
         }
     every = [entry for rows in found.values() for entry in rows]
     result["psnr"] = _mean(np.array([p for _, p, _ in every], dtype=float))
     result["ssim"] = _mean(np.array([s for _, _, s in every], dtype=float))
+    result["intervals_95"] = {name: metrics.mean_interval(np.array(values)) for name, values in by_episode.items()}
     return result
 
 
@@ -188,43 +200,84 @@ def evaluate(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `wvl evaluate world-model`."""
+    parser.add_argument("checkpoint", nargs="?", default="small", help="a shipped name or a folder (default: small)")
     parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="dataset or folder of held-out episodes",
+        "--seed",
+        type=int,
+        default=EVALUATION_SEED,
+        help="tabletop seed of the first episode; the others follow (default: %(default)s)",
     )
-    parser.add_argument("--checkpoint", default="small", help="a shipped name or a folder (default: small)")
-    parser.add_argument("--episodes", type=int, default=None, help="evaluate only so many, evenly over the folder")
+    parser.add_argument(
+        "--episodes", type=int, help="how many: successes and near-successes in equal parts (default: 200)"
+    )
+    parser.add_argument("--task", nargs="+", help="tasks (default: all four)")
+    parser.add_argument("--policy", default="small", help="checkpoint that plays half of them (default: small)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep these episodes here, for the next time")
+    parser.add_argument(
+        "--data", type=Path, help="dataset or folder of held-out episodes instead; --episodes takes some of them"
+    )
     parser.add_argument("--steps", type=int, default=1, help="denoising steps a frame (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the imagined noise")
+    parser.add_argument("--noise-seed", type=int, default=0, help="seed of the imagined noise")
     parser.add_argument("--sheet", type=Path, default=None, help="write a PNG: true frames above, imagined below")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that make the episodes")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates a checkpoint; returns what `show` prints."""
+    if args.episodes is not None and args.episodes < 1:
+        raise ConfigError(f"--episodes must be at least 1, but is {args.episodes}.")
     if args.threads:
         torch.set_num_threads(args.threads)
     folder = find("world_model", args.checkpoint)
     model = load_world_model(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.data:
+            data, limit = args.data, args.episodes
+        else:
+            place, count = args.keep or Path(scratch), args.episodes or 200
+            data, limit = (
+                collect_held_out(place, args.seed, count, find("policy", args.policy), workers=args.workers),
+                None,
+            )
+        return _measure(folder, model, data, limit, args)
+
+
+def _measure(
+    folder: Path, model: WorldModel, data: Path, limit: int | None, args: argparse.Namespace
+) -> dict[str, Any]:
     config = model.config
     cache = open_cache(
-        args.data, size=config["image_size"], patch=config["patch"],
+        data, size=config["image_size"], patch=config["patch"],
         actions_per_frame=config["actions_per_frame"], rig=config["rig"],
     )  # fmt: skip
     episodes = np.arange(len(cache))
-    if args.episodes is not None and args.episodes < len(cache):
-        episodes = np.linspace(0, len(cache) - 1, args.episodes).round().astype(int)
+    if limit is not None and limit < len(cache):
+        episodes = np.linspace(0, len(cache) - 1, limit).round().astype(int)
     result, imagined = evaluate(
-        model, cache, episodes, blind=load_blind(folder, model), steps=args.steps, seed=args.seed, progress=True
+        model, cache, episodes, blind=load_blind(folder, model), steps=args.steps, seed=args.noise_seed, progress=True
     )
     if args.sheet:
         picked = np.linspace(0, len(episodes) - 1, min(10, len(episodes))).round().astype(int)
         args.sheet.parent.mkdir(parents=True, exist_ok=True)
         write_sheet(args.sheet, cache, episodes[picked], [imagined[i] for i in picked], config["patch"])
         result["sheet"] = str(args.sheet)
-    return {"checkpoint": str(folder), "data": str(args.data)} | result
+    of = str(args.data) if args.data else f"seeds from {args.seed}"
+    return {"checkpoint": str(folder), "data": of} | headline(result) | result
+
+
+def headline(result: dict[str, Any]) -> dict[str, float | None]:
+    """The figures that a world model is compared by, each with the ends of its 95 % interval."""
+    outcome, images = result["outcome"], result["images"]
+    figures = {name: (images[name], images["intervals_95"][name]) for name in ("psnr", "ssim")}
+    figures["reward_alignment"] = (outcome["accuracy"], outcome["interval_95"])
+    figures["false_success"] = (outcome["false_success_near"], outcome["false_success_near_interval_95"])
+    if "blind" in outcome:
+        figures["blind_alignment"] = (outcome["blind"]["accuracy"], outcome["blind"]["interval_95"])
+    flat: dict[str, float | None] = {}
+    for name, (value, (low, high)) in figures.items():
+        flat |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return flat
 
 
 def show(result: dict[str, Any]) -> None:
@@ -287,6 +340,10 @@ def _judged(
         "interval_95": [round(x, 4) for x in interval],
         "auc": metrics.area_under_curve(scores[told], truth[told]),
         "false_success_near": share("near_success", True),
+        "false_success_near_interval_95": [
+            round(x, 4)
+            for x in wilson_interval(int(said[kinds == "near_success"].sum()), int((kinds == "near_success").sum()))
+        ],
         "false_success_failure": share("failure", True),
         "missed_success": share("success", False),
         "base_rate": _mean(truth[told].astype(float)),
