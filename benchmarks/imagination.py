@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from wvl_ros.commands import collect
 from wvl_ros.evaluation import world_model
 from wvl_ros.worlds.imagined import ImaginedWorld
 
-SEED, EPISODES = 1_000_000, 50  # a task
-DATA = Path("data/evaluation")
+SEED, EPISODES = 1_000_000, 200
+DATA = Path("data/held_out")  # kept for the next time
 SHEET = Path(__file__).parent / "results" / "imagination.png"
 
 
 def run() -> dict[str, Any]:
-    """Own rollouts of 200 episodes by their recorded actions; images, arm, outcome; steps a second."""
-    collect.run(_arguments(collect, "--episodes", EPISODES, "--seed", SEED, "--out", DATA, "--workers", 2))
-    result = world_model.run(_arguments(world_model, "--data", DATA, "--sheet", SHEET))
+    """Own rollouts of episodes by their recorded actions; images, arm, outcome; steps a second."""
+    words = ("--seed", SEED, "--episodes", EPISODES, "--keep", DATA, "--sheet", SHEET)
+    result = world_model.run(_arguments(world_model, *words))
     figures: dict[str, Any] = {
         "episodes": result["episodes"],
         "PSNR dB, SSIM over whole rollouts": f"{result['images']['psnr']}, {result['images']['ssim']}",
