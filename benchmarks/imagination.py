@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from wvl_ros.evaluation import world_model
+from wvl_ros.evaluation.outcome import sentence
 from wvl_ros.worlds.imagined import ImaginedWorld
 
 SEED, EPISODES = 1_000_000, 200
@@ -31,9 +32,9 @@ def run() -> dict[str, Any]:
             figures[camera] = ", ".join(f"{name} {value}" for name, value in values.items())
     figures["gripper, imagined to true"] = {name: result["arm"][name] for name in ("tcp_px", "tcp_mm", "tcp_mm_at_end")}
     for name, outcome in {"all tasks": result["outcome"], **result["outcome_by_task"]}.items():
-        figures[f"outcome, {name}"] = world_model.sentence(outcome)
+        figures[f"outcome, {name}"] = sentence(outcome)
         if "blind" in outcome:
-            figures[f"outcome, {name}, blind baseline"] = world_model.sentence(outcome["blind"])
+            figures[f"outcome, {name}, blind baseline"] = sentence(outcome["blind"])
     for threads in (1, 2):
         figures[f"imagined robot steps/s, three views, {threads} thread(s)"] = round(speed(threads), 1)
     figures["all figures"] = result

@@ -41,6 +41,7 @@ COMMANDS = (
     Command(("render",), "wvl_ros.commands.render", "Make a video and a contact sheet of an episode."),
     Command(("train", "world-model"), "wvl_ros.training.world_model", "Fit the world model to a folder of episodes."),
     Command(("train", "policy"), "wvl_ros.training.policy", "Train the policy."),
+    Command(("train", "visual-judge"), "wvl_ros.training.visual_judge", "Fit the judge of imagined videos."),
     Command(("evaluate", "world-model"), "wvl_ros.evaluation.world_model", "Measure the world model's own rollouts."),
     Command(("evaluate", "policy"), "wvl_ros.evaluation.policy", "Measure a policy's success on the tabletop."),
 )

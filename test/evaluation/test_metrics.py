@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wvl_ros.evaluation import metrics
-from wvl_ros.evaluation.world_model import best_run, choose_threshold, outcome_measures
+from wvl_ros.evaluation.outcome import best_run, choose_threshold, outcome_measures
 
 
 def _image(seed: int = 0) -> np.ndarray:

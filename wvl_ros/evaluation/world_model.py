@@ -19,8 +19,9 @@ from wvl_ros.evaluation import metrics
 from wvl_ros.evaluation.blind import BlindBaseline, blind_scores
 from wvl_ros.evaluation.held_out import collect_held_out
 from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes, write_sheet
+from wvl_ros.evaluation.outcome import judged, mean, outcome_measures, sentence, text
 from wvl_ros.evaluation.policy import EVALUATION_SEED
-from wvl_ros.evaluation.wilson import wilson_interval
+from wvl_ros.evaluation.visual_judge import VisualJudge, judge_videos, load_judge
 from wvl_ros.training.checkpointing import load_state, restore_module
 from wvl_ros.training.frame_cache import FrameCache, open_cache
 from wvl_ros.world_model import patches
@@ -66,12 +67,12 @@ def image_measures(
     result: dict[str, Any] = {}
     for name, rows in found.items():
         times, psnr, ssim = (np.array([row[i] for row in rows], dtype=float) for i in range(3))
-        result[name] = {"psnr": _mean(psnr), "ssim": _mean(ssim)} | {
-            f"psnr_at_{s}s": _mean(psnr[np.isclose(times, s)]) for s in HORIZONS
+        result[name] = {"psnr": mean(psnr), "ssim": mean(ssim)} | {
+            f"psnr_at_{s}s": mean(psnr[np.isclose(times, s)]) for s in HORIZONS
         }
     every = [entry for rows in found.values() for entry in rows]
-    result["psnr"] = _mean(np.array([p for _, p, _ in every], dtype=float))
-    result["ssim"] = _mean(np.array([s for _, _, s in every], dtype=float))
+    result["psnr"] = mean(np.array([p for _, p, _ in every], dtype=float))
+    result["ssim"] = mean(np.array([s for _, _, s in every], dtype=float))
     result["intervals_95"] = {name: metrics.mean_interval(np.array(values)) for name, values in by_episode.items()}
     return result
 
@@ -115,49 +116,7 @@ def arm_measures(
             known = [shift * _PIXEL_HEIGHT / size for shift in shifts if shift is not None]
             found["drawn_px"].append(np.array(known, dtype=np.float32))
     result: dict[str, Any] = {name: _spread(values) for name, values in found.items()}
-    return result | {"tcp_mm_at_end": {"mean": _mean(np.array(ends)), "median": _median(np.array(ends))}}
-
-
-def outcome_measures(
-    chances: Sequence[NDArray[np.float64]],
-    outcomes: Sequence[str],
-    threshold: float,
-    frames: int,
-    blind: NDArray[np.float64] | None = None,
-) -> dict[str, Any]:
-    """The outcome by the reward head against the truth, beside the blind baseline's guess."""
-    kinds = np.array(outcomes)
-    told = np.isin(kinds, ("success", "near_success", "failure"))
-    truth = kinds == "success"
-    peaks = np.array([best_run(chance, frames) for chance in chances])
-    result = _judged(peaks > threshold, peaks, truth, kinds, told) | {"threshold": threshold, "frames": frames}
-    if blind is not None:
-        result["blind"] = _judged(blind > 0.5, blind, truth, kinds, told)
-    return result
-
-
-def best_run(chance: NDArray[np.float64], frames: int) -> float:
-    """The highest probability that holds for so many frames in a row; 0 when the rollout is shorter."""
-    if len(chance) < frames:
-        return 0.0
-    return float(np.lib.stride_tricks.sliding_window_view(chance, frames).min(1).max())
-
-
-def choose_threshold(chances: Sequence[NDArray[np.float64]], outcomes: Sequence[str]) -> tuple[float, int]:
-    """Threshold and run of frames with the best balanced accuracy; of equal ones the middle."""
-    truth = np.array([outcome == "success" for outcome in outcomes])
-    best, choice = -1.0, (0.5, 1)
-    grid = np.linspace(0.05, 0.95, 19)
-    if truth.all() or not truth.any():
-        return choice
-    for frames in (1, 2):
-        peaks = np.array([best_run(chance, frames) for chance in chances])
-        scores = np.array([((peaks[truth] > t).mean() + (peaks[~truth] <= t).mean()) / 2 for t in grid])
-        if scores.max() > best + 1e-9:
-            best = float(scores.max())
-            equal = grid[np.isclose(scores, scores.max())]
-            choice = (round(float(equal[len(equal) // 2]), 3), frames)
-    return choice
+    return result | {"tcp_mm_at_end": {"mean": mean(np.array(ends)), "median": _median(np.array(ends))}}
 
 
 def evaluate(
@@ -166,6 +125,7 @@ def evaluate(
     episodes: NDArray[np.int64],
     *,
     blind: BlindBaseline | None = None,
+    judge: VisualJudge | None = None,
     steps: int = 1,
     seed: int = 0,
     progress: bool = False,
@@ -185,7 +145,7 @@ def evaluate(
             None if guesses is None else guesses[rows],
         )
 
-    result = {
+    result: dict[str, Any] = {
         "episodes": len(episodes),
         "images": image_measures(cache, episodes, imagined, model),
         "arm": arm_measures(cache, episodes, imagined, model),
@@ -195,7 +155,27 @@ def evaluate(
             for task in sorted({cache.tasks[e] for e in episodes.tolist()})
         },
     }
+    if judge is not None:
+        result["visual"] = visual_measures(judge, cache, episodes, [own.frames for own in imagined], model)
     return result, imagined
+
+
+def visual_measures(
+    judge: VisualJudge,
+    cache: FrameCache,
+    episodes: NDArray[np.int64],
+    videos: list[NDArray[np.uint8]],
+    model: WorldModel,
+) -> dict[str, Any]:
+    """How often the imagined videos end as the true ones did, by a judge, beside how often it is right on true ones."""
+    patch = int(model.config["patch"])
+    kinds = np.array([cache.outcomes[e] for e in episodes.tolist()])
+    truth, told = kinds == "success", np.isin(kinds, ("success", "near_success", "failure"))
+    result = {}
+    for name, own in (("imagined", videos), ("true", None)):
+        scores = judge_videos(judge, cache, episodes, patch, own)
+        result[name] = judged(scores > 0.5, scores, truth, kinds, told)
+    return result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -255,7 +235,14 @@ def _measure(
     if limit is not None and limit < len(cache):
         episodes = np.linspace(0, len(cache) - 1, limit).round().astype(int)
     result, imagined = evaluate(
-        model, cache, episodes, blind=load_blind(folder, model), steps=args.steps, seed=args.noise_seed, progress=True
+        model,
+        cache,
+        episodes,
+        blind=load_blind(folder, model),
+        judge=load_judge(folder, list(config["vocabulary"])),
+        steps=args.steps,
+        seed=args.noise_seed,
+        progress=True,
     )
     if args.sheet:
         picked = np.linspace(0, len(episodes) - 1, min(10, len(episodes))).round().astype(int)
@@ -272,6 +259,9 @@ def headline(result: dict[str, Any]) -> dict[str, float | None]:
     figures = {name: (images[name], images["intervals_95"][name]) for name in ("psnr", "ssim")}
     figures["reward_alignment"] = (outcome["accuracy"], outcome["interval_95"])
     figures["false_success"] = (outcome["false_success_near"], outcome["false_success_near_interval_95"])
+    if "visual" in result:
+        for name, of in (("visual_alignment", "imagined"), ("visual_judge_accuracy", "true")):
+            figures[name] = (result["visual"][of]["accuracy"], result["visual"][of]["interval_95"])
     if "blind" in outcome:
         figures["blind_alignment"] = (outcome["blind"]["accuracy"], outcome["blind"]["interval_95"])
     flat: dict[str, float | None] = {}
@@ -284,21 +274,26 @@ def show(result: dict[str, Any]) -> None:
     """Prints the figures for people."""
     images, arm = result["images"], result["arm"]
     print(f"{result['episodes']} episodes of {result['data']}, imagined by {result['checkpoint']}")
-    print(f"images   PSNR {_text(images['psnr'])} dB, SSIM {_text(images['ssim'], 3)} over whole rollouts")
+    print(f"images   PSNR {text(images['psnr'])} dB, SSIM {text(images['ssim'], 3)} over whole rollouts")
     for camera in CAMERAS:
-        at = ", ".join(f"{s} s {_text(images[camera][f'psnr_at_{s}s'])}" for s in HORIZONS)
-        print(f"  {camera:24s} PSNR {_text(images[camera]['psnr'])}, SSIM {_text(images[camera]['ssim'], 3)}; at {at}")
+        at = ", ".join(f"{s} s {text(images[camera][f'psnr_at_{s}s'])}" for s in HORIZONS)
+        print(f"  {camera:24s} PSNR {text(images[camera]['psnr'])}, SSIM {text(images[camera]['ssim'], 3)}; at {at}")
     mm, px, drawn = arm["tcp_mm"], arm["tcp_px"], arm["drawn_px"]
     print(
-        f"arm      {_text(mm['mean'])} mm from the true one (median {_text(mm['median'])}, 95 % {_text(mm['p95'])});",
+        f"arm      {text(mm['mean'])} mm from the true one (median {text(mm['median'])}, 95 % {text(mm['p95'])});",
         end=" ",
     )
-    print(f"{_text(px['mean'])} px of {_PIXEL_HEIGHT} (95 % {_text(px['p95'])})")
-    print(f"         drawn {_text(drawn['mean'])} px off (median {_text(drawn['median'])}, 95 % {_text(drawn['p95'])})")
+    print(f"{text(px['mean'])} px of {_PIXEL_HEIGHT} (95 % {text(px['p95'])})")
+    print(f"         drawn {text(drawn['mean'])} px off (median {text(drawn['median'])}, 95 % {text(drawn['p95'])})")
     for name, outcome in {"outcome": result["outcome"], **result["outcome_by_task"]}.items():
         print(f"{name:12s} {sentence(outcome)}")
         if "blind" in outcome:
             print(f"{'':12s} blind baseline: {sentence(outcome['blind'])}")
+    if "visual" in result:
+        print(f"videos       by a judge of true frames: {sentence(result['visual']['imagined'])}")
+        print(f"{'':12s} the judge on the true videos: {sentence(result['visual']['true'])}")
+    else:
+        print("videos       visual alignment not computed: the checkpoint has no visual_judge.safetensors")
 
 
 def save_blind_file(folder: Path, model: BlindBaseline) -> None:
@@ -320,55 +315,6 @@ def load_blind(folder: Path, model: WorldModel) -> BlindBaseline | None:
     return blind.eval()
 
 
-def _judged(
-    said: NDArray[np.bool_],
-    scores: NDArray[np.float64],
-    truth: NDArray[np.bool_],
-    kinds: NDArray[Any],
-    told: NDArray[np.bool_],
-) -> dict[str, Any]:
-    right, n = int((said == truth)[told].sum()), int(told.sum())
-    interval = wilson_interval(right, n)
-
-    def share(of: str, value: bool) -> float | None:
-        rows = kinds == of
-        return _mean((said[rows] == value).astype(float))
-
-    return {
-        "episodes": n,
-        "accuracy": right / n if n else None,
-        "interval_95": [round(x, 4) for x in interval],
-        "auc": metrics.area_under_curve(scores[told], truth[told]),
-        "false_success_near": share("near_success", True),
-        "false_success_near_interval_95": [
-            round(x, 4)
-            for x in wilson_interval(int(said[kinds == "near_success"].sum()), int((kinds == "near_success").sum()))
-        ],
-        "false_success_failure": share("failure", True),
-        "missed_success": share("success", False),
-        "base_rate": _mean(truth[told].astype(float)),
-    }
-
-
-def sentence(outcome: dict[str, Any]) -> str:
-    """One of the outcomes of `evaluate` in words."""
-    low, high = outcome["interval_95"]
-    near, far = _text(outcome["false_success_near"], 3), _text(outcome["false_success_failure"], 3)
-    accuracy, curve = _text(outcome["accuracy"], 3), _text(outcome["auc"], 3)
-    return (
-        f"accuracy {accuracy} [{low:.3f}, {high:.3f}] of {outcome['episodes']}, AUC {curve}; "
-        f"false success: near {near}, far {far}; missed {_text(outcome['missed_success'], 3)}"
-    )
-
-
-def _text(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _mean(values: NDArray[np.float64]) -> float | None:
-    return round(float(values.mean()), 4) if len(values) else None
-
-
 def _median(values: NDArray[np.float64]) -> float | None:
     return round(float(np.median(values)), 4) if len(values) else None
 
@@ -376,4 +322,4 @@ def _median(values: NDArray[np.float64]) -> float | None:
 def _spread(values: list[NDArray[np.float32]]) -> dict[str, float | None]:
     joined = np.concatenate(values).astype(float) if values else np.empty(0)
     p95 = round(float(np.quantile(joined, 0.95)), 4) if len(joined) else None
-    return {"mean": _mean(joined), "median": _median(joined), "p95": p95}
+    return {"mean": mean(joined), "median": _median(joined), "p95": p95}

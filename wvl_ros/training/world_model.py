@@ -15,7 +15,8 @@ from tqdm import tqdm
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.blind import BlindBaseline, fit_blind
 from wvl_ros.evaluation.imagined import write_sheet
-from wvl_ros.evaluation.world_model import choose_threshold, evaluate, load_blind, save_blind_file
+from wvl_ros.evaluation.outcome import choose_threshold
+from wvl_ros.evaluation.world_model import evaluate, load_blind, save_blind_file
 from wvl_ros.training.frame_cache import FrameCache, open_cache
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining
 from wvl_ros.training.world_model_trainer import Trainer
