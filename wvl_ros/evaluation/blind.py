@@ -6,15 +6,21 @@ means something only beside this figure.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wvl_ros.training.checkpointing import load_state, module_tensors, restore_module, save_state
 from wvl_ros.training.frame_cache import FrameCache
 from wvl_ros.world_model.instruction import InstructionEncoder
 from wvl_ros.world_model.kinematics import Kinematics
+from wvl_ros.world_model.model import WorldModel
+
+FILE = "blind_baseline.safetensors"
 
 
 class BlindBaseline(nn.Module):
@@ -93,3 +99,17 @@ def blind_scores(model: BlindBaseline, cache: FrameCache, episodes: NDArray[np.i
     plan, lengths = plans(cache, episodes)
     tokens = model.instruction.tokens([cache.instructions[i] for i in episodes])
     return np.asarray(torch.sigmoid(model(plan, lengths, tokens)), dtype=np.float64)
+
+
+def save_blind_file(folder: Path, model: BlindBaseline) -> None:
+    """Puts the blind baseline beside a checkpoint."""
+    save_state(folder / FILE, module_tensors(model, "blind"), {"trained_on": "actions, first pose and instruction"})
+
+
+def load_blind(folder: Path, model: WorldModel) -> BlindBaseline | None:
+    """The blind baseline beside a checkpoint; None where there is none."""
+    if not (folder / FILE).is_file():
+        return None
+    blind = BlindBaseline(list(model.config["vocabulary"]), int(model.config["actions_per_frame"]))
+    restore_module(blind, load_state(folder / FILE)[0], "blind")
+    return blind.eval()

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from wvl_ros.evaluation import metrics
 from wvl_ros.evaluation.wilson import wilson_interval
 
+KINDS = ("success", "near_success", "failure")  # true outcomes that count
+
 
 def outcome_measures(
     chances: Sequence[NDArray[np.float64]],
@@ -21,7 +23,7 @@ def outcome_measures(
 ) -> dict[str, Any]:
     """The outcome by the reward head against the truth, beside the blind baseline's guess."""
     kinds = np.array(outcomes)
-    told = np.isin(kinds, ("success", "near_success", "failure"))
+    told = np.isin(kinds, KINDS)
     truth = kinds == "success"
     peaks = np.array([best_run(chance, frames) for chance in chances])
     result = judged(peaks > threshold, peaks, truth, kinds, told) | {"threshold": threshold, "frames": frames}
@@ -82,6 +84,10 @@ def judged(
         "false_success_failure": share("failure", True),
         "missed_success": share("success", False),
         "base_rate": mean(truth[told].astype(float)),
+        "matrix": {
+            kind: {"said_success": int(said[kinds == kind].sum()), "said_not": int((~said[kinds == kind]).sum())}
+            for kind in KINDS
+        },
     }
 
 

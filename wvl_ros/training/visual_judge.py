@@ -12,14 +12,19 @@ from wvl_ros.checkpoints import find
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.visual_judge import FILE, fit_judge, save_judge
 from wvl_ros.training.frame_cache import open_cache
-from wvl_ros.world_model.loading import load_world_model
+from wvl_ros.world_model.loading import read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `wvl train visual-judge`."""
     parser.add_argument("checkpoint", help="world model to put it beside: a shipped name or a folder")
     parser.add_argument("--data", type=Path, required=True, help="SANS dataset or folder of episode files")
-    parser.add_argument("--steps", type=int, default=1300, help="updates (default: %(default)s, ten minutes on a core)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=1800,
+        help="updates of each of its two networks (default: %(default)s, about 15 minutes on a core)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
 
@@ -31,7 +36,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     folder = find("world_model", args.checkpoint)
-    config = load_world_model(folder).config
+    config = read_config(folder)
     cache = open_cache(
         args.data, size=config["image_size"], patch=config["patch"],
         actions_per_frame=config["actions_per_frame"], rig=config["rig"],
