@@ -21,13 +21,17 @@ from wvl_ros.evaluation import world_model as evaluation
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import episode_files
 from wvl_ros.training import world_model as command
-from wvl_ros.training.frame_cache import open_cache
+from wvl_ros.training.frame_cache import FrameCache, open_cache
+from wvl_ros.training.world_model_data import cache_shape, open_data
+from wvl_ros.training.world_model_run import Sources, train
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining
+from wvl_ros.training.world_model_trainer import Trainer
 from wvl_ros.world_model.loading import load_world_model
 
 CONFIG = """
 model: {channels: 16, condition_dim: 32, rig: tabletop}
-training: {batch: 4, tracking_effort: 0.02, validation_episodes: 4, warmup: 5, learning_rate: 0.002}
+training: {batch: 4, tracking_effort: 0.02, validation_episodes: 4, warmup: 5, learning_rate: 0.002, 
+  reward_fit_share: 0}
 """
 
 
@@ -48,16 +52,15 @@ def config(tmp_path: Path) -> Path:
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, data: Path, config: Path) -> None:
     settings = WorldModelTraining.load(config)
     (tmp_path / "halves").mkdir()
-    trainer = command.Trainer(settings, _cache(data), tmp_path / "halves")
-    trainer.prepare()
+    trainer = _trainer(settings, data, tmp_path / "halves")
     trainer.checkpoint()
     shutil.copytree(tmp_path / "halves", tmp_path / "whole")
-    command.train(settings, data, tmp_path / "whole", Budget(8, None))
+    train(settings, Sources(data), tmp_path / "whole", Budget(8, None))
     # The other one is stopped after 3 of 8; the schedule is that of the whole run.
     for _ in range(3):
         trainer.update(Budget(8, None).done(trainer.step, 0))
     trainer.checkpoint()
-    result = command.train(settings, data, tmp_path / "halves", Budget(8, None))
+    result = train(settings, Sources(data), tmp_path / "halves", Budget(8, None))
     assert result["step"] == 8
     whole, halves = (load_world_model(tmp_path / name).state_dict() for name in ("whole", "halves"))
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
@@ -92,8 +95,7 @@ def test_training_validates_and_the_checkpoint_can_be_evaluated(tmp_path: Path, 
 
 def test_the_loss_falls_on_one_batch_of_episodes(tmp_path: Path, data: Path, config: Path) -> None:
     settings = WorldModelTraining.load(config)
-    trainer = command.Trainer(settings, _cache(data), tmp_path)
-    trainer.prepare()
+    trainer = _trainer(settings, data, tmp_path)
     trainer.update(0.0)
     before = trainer.losses["image"]
     for _ in range(40):
@@ -105,28 +107,27 @@ def test_a_killed_run_goes_on(tmp_path: Path, data: Path, config: Path) -> None:
     config.write_text(CONFIG.replace("batch: 4", "batch: 4, checkpoint_seconds: 0.0"))
     code = (
         "import sys; from pathlib import Path; from wvl_ros.training.world_model import *\n"
-        "train(WorldModelTraining.load(Path(sys.argv[2])), Path(sys.argv[1]), Path(sys.argv[3]), Budget(100000, None))"
+        "data, config, out = (Path(word) for word in sys.argv[1:])\n"
+        "train(WorldModelTraining.load(config), Sources(data), out, Budget(100000, None))"
     )
     words = [sys.executable, "-c", code, str(data), str(config), str(tmp_path / "run")]
     process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:
         state = tmp_path / "run" / "state.safetensors"
-        model = tmp_path / "run" / "config.json"  # the last file of the first checkpoint
         deadline = time.monotonic() + 120
-        while not model.exists() and time.monotonic() < deadline and process.poll() is None:
+        while not state.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert state.exists()
     settings = WorldModelTraining.load(config)
-    trainer = command.Trainer(settings, _cache(data), tmp_path / "run")
-    trainer.prepare()
+    trainer = _trainer(settings, data, tmp_path / "run")
     assert trainer.step >= 1
     reached = trainer.step
     trainer.update(0.5)
     assert trainer.step == reached + 1
-    load_world_model(tmp_path / "run")
+    load_world_model(tmp_path / "run" / "last")
 
 
 def test_the_cache_is_made_anew_when_episodes_come(data: Path, make_episode: Callable[..., Episode]) -> None:
@@ -155,5 +156,11 @@ def test_what_cannot_be_trained_on_is_said(tmp_path: Path, make_episode: Callabl
         WorldModelTraining(teacher_forcing=2.0)
 
 
-def _cache(data: Path):  # type: ignore[no-untyped-def]
+def _cache(data: Path) -> FrameCache:
     return open_cache(data, size=64, patch=4, actions_per_frame=3, rig="tabletop")
+
+
+def _trainer(settings: WorldModelTraining, data: Path, out: Path) -> Trainer:
+    trainer = Trainer(settings, open_data(settings, cache_shape(settings.model), data), out)
+    trainer.prepare()
+    return trainer

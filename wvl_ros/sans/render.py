@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -68,7 +68,7 @@ def render(episode: Episode, folder: Path, reference: Reference | None = None, *
     video, sheet = folder / VIDEO, folder / SHEET
     part = folder / f".{os.getpid()}.{VIDEO}"
     try:
-        _write_video(part, _frames(episode, reference, label), episode.fps)
+        write_video(part, _frames(episode, reference, label), episode.fps)
         part.replace(video)
     finally:
         part.unlink(missing_ok=True)
@@ -168,7 +168,8 @@ def contact_sheet(episode: Episode, reference: Reference | None = None, label: s
     return sheet
 
 
-def _write_video(path: Path, frames: Iterator[Picture], fps: float) -> None:
+def write_video(path: Path, frames: Iterable[Picture], fps: float) -> None:
+    """An MP4 (H.264) of pictures (H, W, 3) of one size, both sides even."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.pix_fmt = "yuv420p"

@@ -95,3 +95,18 @@ def write_json(path: Path | str, value: object) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(value, indent=2) + "\n")
     part.replace(path)
+
+
+def read_json(path: Path | str) -> Any:
+    """What `write_json` wrote; None where there is nothing.
+
+    Raises:
+        CheckpointError: it is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' is damaged ({error}); delete it.") from error

@@ -4,8 +4,9 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from wvl_ros.worlds.imagined import is_calibrated
 from wvl_ros.worlds.recorded import commanded_poses
 
 _KINEMATICS, _ACTION = 39, 7
+KINDS = ("success", "near_success", "failure")  # outcomes that say whether an episode succeeded
 
 
 @dataclass
@@ -36,21 +38,24 @@ class FrameCache:
         kinematics: float32 (S, 39) of every step. actions: float32 (S, 7), row s leads from step s to s + 1 (none at an
             end).
         rewards: float32 (S,), 1 where the step's observation is a success state.
-        frame_start, frame_count, step_start: int64 (E,) of every episode.
-        instructions, outcomes, tasks: E strings. calibrated: float32 (E,), 1 for episodes of the calibrated rig.
+        frame_start, frame_count, step_start, step_count: int64 (E,) of every episode.
+        instructions, outcomes, tasks, sources: E strings. calibrated: float32 (E,), 1 for episodes of the calibrated
+            rig.
         fingerprint: changes with the episodes and their labels.
     """
 
-    frames: NDArray[np.uint8]
+    frames: NDArray[np.uint8] | StackedFrames
     kinematics: Tensor
     actions: Tensor
     rewards: Tensor
     frame_start: Tensor
     frame_count: Tensor
     step_start: Tensor
+    step_count: Tensor
     instructions: list[str]
     outcomes: list[str]
     tasks: list[str]
+    sources: list[str]
     calibrated: Tensor
     actions_per_frame: int
     fingerprint: str
@@ -71,6 +76,59 @@ class FrameCache:
         """The actions (B, K, 7) that lead from a frame to the next."""
         return self.actions[self.step(episode, index)[:, None] + torch.arange(self.actions_per_frame)]
 
+    @property
+    def labelled(self) -> Tensor:
+        """(E,) float32: 1 where it is known whether the episode succeeded; the rewards of others mean nothing."""
+        return torch.tensor([float(outcome in KINDS) for outcome in self.outcomes])
+
+    def select(self, episodes: list[int]) -> FrameCache:
+        """Some of the episodes; the frames and numbers stay where they are."""
+        rows = torch.tensor(episodes, dtype=torch.long)
+        texts = ("instructions", "outcomes", "tasks", "sources")
+        places = ("frame_start", "frame_count", "step_start", "step_count", "calibrated")
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in places},
+            **{name: [getattr(self, name)[i] for i in episodes] for name in texts},
+            fingerprint=_digest(self.fingerprint, str(episodes)),
+        )
+
+
+class StackedFrames:
+    """The frames of several caches as if they were one array (F, G, G, C)."""
+
+    def __init__(self, parts: list[NDArray[np.uint8] | StackedFrames]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([part.shape[0] for part in parts])
+        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[np.uint8]:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(self.shape[0]))
+        result = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        which = np.searchsorted(self._ends, rows, side="right")
+        for number, part in enumerate(self._parts):
+            own = which == number
+            result[own] = part[rows[own] - (self._ends[number] - part.shape[0])]
+        return result
+
+
+def join(first: FrameCache, second: FrameCache) -> FrameCache:
+    """The episodes of two caches, the first one's first."""
+    if first.frames.shape[1:] != second.frames.shape[1:]:
+        raise ValueError(f"frames of {first.frames.shape[1:]} and {second.frames.shape[1:]}")
+    tensors = ("kinematics", "actions", "rewards", "frame_count", "step_count", "calibrated")
+    texts = ("instructions", "outcomes", "tasks", "sources")
+    return replace(
+        first,
+        frames=StackedFrames([first.frames, second.frames]),
+        **{name: torch.cat([getattr(first, name), getattr(second, name)]) for name in tensors},
+        **{name: getattr(first, name) + getattr(second, name) for name in texts},
+        frame_start=torch.cat([first.frame_start, second.frame_start + first.frames.shape[0]]),
+        step_start=torch.cat([first.step_start, second.step_start + len(first.rewards)]),
+        fingerprint=_digest(first.fingerprint, second.fingerprint),
+    )
+
 
 def open_cache(
     path: Path | str, *, size: int, patch: int, actions_per_frame: int, rig: str, limit: int | None = None
@@ -83,13 +141,15 @@ def open_cache(
         limit: take only so many episodes, evenly over all.
 
     Raises:
-        EpisodeError: there are no episodes, or one of them lacks a camera or images at the model's steps.
+        EpisodeError: there are no episodes, or one of them lacks a camera or images at the model's steps, has images of
+            several sizes, or was recorded at another rate.
     """
 
     def frames(entry: EpisodeEntry) -> Iterator[NDArray[np.uint8]]:
         check_stride(entry.episode_id or entry.name, entry.image_stride, actions_per_frame)
         every, start = actions_per_frame // entry.image_stride, 0  # of images
         for block in entry.blocks(droid.CAMERAS):
+            check_sizes(entry.episode_id or entry.name, {name: stack.shape[1:3] for name, stack in block.items()})
             views = [patches.resize(block[camera][-start % every :: every], size, size) for camera in droid.CAMERAS]
             yield patches.to_patches(np.stack(views, 1), patch)
             start += len(block[droid.CAMERAS[0]])
@@ -140,8 +200,31 @@ def check_stride(name: str, stride: int, every: int) -> None:
         raise EpisodeError(f"Episode '{name}' has an image each {stride} steps, not each {every} as needed.")
 
 
+def check_sizes(name: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises an EpisodeError when the cameras' images (height, width) differ in size."""
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{camera} {size[1]}x{size[0]}" for camera, size in sizes.items())
+        raise EpisodeError(
+            f"The cameras of episode '{name}' differ in size ({told}); record or convert all at one size."
+        )
+
+
+def check_rate(episode: Episode) -> None:
+    """Raises an EpisodeError when an episode was not recorded at DROID's rate."""
+    if abs(episode.fps - droid.CONTROL_HZ) > 0.01:
+        raise EpisodeError(
+            f"Episode '{episode.episode_id}' was recorded at {episode.fps:g} Hz, but the world model moves at "
+            f"{droid.CONTROL_HZ} Hz; convert it from its bag again at that rate."
+        )
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("|".join(texts).encode()).hexdigest()[:16]
+
+
 def _numbers(episode: Episode) -> NDArray[np.float32]:
     """Kinematics, action and reward of every step (N, 47); the last step's action is the one before it again."""
+    check_rate(episode)
     kinematics, actions = episode_arrays(episode)
     last = actions[-1:] if len(actions) else torch.zeros(1, _ACTION)
     rewards = np.concatenate([np.zeros(1, np.float32), episode.reward])[:, None]
@@ -162,9 +245,11 @@ def _arranged(cache: decoded.Cache, every: int) -> FrameCache:
         frame_start=torch.from_numpy(cache.frame_start),
         frame_count=torch.from_numpy(cache.frame_count),
         step_start=torch.from_numpy(np.cumsum(counts) - counts),
+        step_count=torch.from_numpy(counts),
         instructions=[entry.instruction for entry in cache.entries],
         outcomes=[entry.outcome for entry in cache.entries],
         tasks=[entry.task for entry in cache.entries],
+        sources=[entry.source for entry in cache.entries],
         calibrated=torch.tensor([float(facts["calibrated"]) for facts in cache.facts]),
         actions_per_frame=every,
         fingerprint=cache.fingerprint,

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from wvl_ros.training.frame_cache import FrameCache
+from wvl_ros.training.processes import Processes
 
-_TENSORS = ("episode", "index", "ended", "last", "first", "kinematics", "first_kinematics", "calibrated")
+_PLACES = ("episode", "index", "ended", "calibrated")  # known to every process
+_HISTORY = ("last", "previous", "first", "kinematics", "first_kinematics")  # of a process' own rows
 
 
 @dataclass
@@ -30,25 +32,37 @@ class SlotSettings:
 
 
 class Slots:
-    """B slots over the episodes of a cache.
+    """B slots over the episodes of a cache; a process has the histories of its own rows only.
 
     Attributes:
+        rows: the slots that this process computes.
         episode, index: (B,) where a slot is: its last frame is frame `index` of `episode`, true or imagined.
-        last, first: (B, C, G, G) frames. kinematics, first_kinematics: packed (B, 39). calibrated: (B,).
+        last, previous, first: (B, C, G, G) frames: the last two and the rollout's first.
+        kinematics, first_kinematics: packed (B, 39). calibrated: (B,).
     """
 
-    def __init__(self, cache: FrameCache, settings: SlotSettings, generator: torch.Generator, weights: Tensor) -> None:
+    def __init__(
+        self,
+        cache: FrameCache,
+        settings: SlotSettings,
+        generator: torch.Generator,
+        weights: Tensor,
+        processes: Processes | None = None,
+    ) -> None:
         """`weights` (E,): how often an episode is drawn, relative to the others; those without a second frame never
         are.
         """
         batch = settings.batch
         self.cache, self.settings, self.generator = cache, settings, generator
+        self.processes = processes or Processes()
+        self.rows = self.processes.share(batch)
         self.weights = torch.where(cache.frame_count > 1, weights, torch.zeros_like(weights)).double()
         grid, channels = cache.frames.shape[1], cache.frames.shape[3]
         self.episode = torch.zeros(batch, dtype=torch.long)
         self.index = torch.zeros(batch, dtype=torch.long)
         self.ended = torch.ones(batch, dtype=torch.bool)
         self.last = torch.zeros(batch, channels, grid, grid).contiguous(memory_format=torch.channels_last)
+        self.previous = self.last.clone(memory_format=torch.preserve_format)
         self.first = self.last.clone(memory_format=torch.preserve_format)
         self.kinematics = torch.zeros(batch, cache.kinematics.shape[1])
         self.first_kinematics = self.kinematics.clone()
@@ -71,10 +85,16 @@ class Slots:
         # The anchor is mostly the episode's first frame, sometimes a later one (a rollout may start anywhere).
         anchor = torch.where(self._uniform(n) < 0.7, torch.zeros_like(index), (self._uniform(n) * (index + 1)).long())
         noise = settings.history_noise * self._uniform(n) * (self._uniform(n) < 0.5)
-        last = cache.frame(episode, index)
-        last = last + noise[:, None, None, None] * torch.randn(last.shape, generator=self.generator)
+        # A rollout that starts here has seen no frame before: then it is the same again.
+        starts = (index == anchor) | (self._uniform(n) < 0.1)
+        before = torch.where(starts, index, index - 1).clamp(min=0)
+        own = (rows >= self.rows.start) & (rows < self.rows.stop)
+        for name, frames in (("last", index), ("previous", before)):
+            mist = torch.randn(n, *self.last.shape[1:], generator=self.generator)  # of all, whoever computes them
+            clear = cache.frame(episode[own], frames[own])
+            getattr(self, name)[rows[own]] = clear + noise[own, None, None, None] * mist[own]
+        self.first[rows[own]] = cache.frame(episode[own], anchor[own])
         self.episode[rows], self.index[rows] = episode, index
-        self.last[rows], self.first[rows] = last, cache.frame(episode, anchor)
         self.kinematics[rows] = cache.kinematics[cache.step(episode, index)]
         self.first_kinematics[rows] = cache.kinematics[cache.step(episode, anchor)]
         known = self._uniform(n) >= settings.uncalibrated_share
@@ -87,21 +107,27 @@ class Slots:
         return lasts & (self.index + 2 < self.cache.frame_count[self.episode])
 
     def advance(self, going_on: Tensor, frame: Tensor, kinematics: Tensor) -> None:
-        """Takes over the model's frames and kinematics where a slot goes on, ends the others."""
+        """Takes over the model's frames and kinematics of this process' rows where a slot goes on, ends the others."""
+        goes = going_on[self.rows]
+        self.previous = self.last
         # One memory layout always: sums depend on it in their last bits, and a resumed run must equal an unbroken one.
-        last = torch.where(going_on[:, None, None, None], frame.detach().clamp(-1, 1), self.last)
-        self.last = last.contiguous(memory_format=torch.channels_last)
-        self.kinematics = torch.where(going_on[:, None], kinematics.detach(), self.kinematics)
+        self.last = self.last.clone(memory_format=torch.channels_last)
+        self.last[self.rows] = torch.where(
+            goes[:, None, None, None], frame.detach().clamp(-1, 1), self.previous[self.rows]
+        )
+        self.kinematics = self.kinematics.clone()
+        self.kinematics[self.rows] = torch.where(goes[:, None], kinematics.detach(), self.kinematics[self.rows])
         self.index = torch.where(going_on, self.index + 1, self.index)
         self.ended = ~going_on
 
     def state(self) -> dict[str, Tensor]:
-        """All that `restore` needs."""
-        return {f"slots.{name}": getattr(self, name) for name in _TENSORS}
+        """All that `restore` needs; every process must call it."""
+        history = {f"slots.{name}": self.processes.gather(getattr(self, name)[self.rows]) for name in _HISTORY}
+        return history | {f"slots.{name}": getattr(self, name) for name in _PLACES}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `state` gave."""
-        for name in _TENSORS:
+        for name in (*_PLACES, *_HISTORY):
             value = tensors[f"slots.{name}"]
             setattr(self, name, value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value)
 

@@ -17,16 +17,9 @@ _STAGES = ((1, 400, 512, 3e-3), (8, 500, 96, 1e-3), (20, 400, 64, 1e-3))  # unro
 
 def fit_tracking(tracking: Tracking, cache: FrameCache, generator: torch.Generator, effort: float = 1.0) -> None:
     """Fits the calibrated rig's servo on its episodes, the others' linear one on theirs; `effort` scales updates."""
-    ends = torch.cat([cache.step_start[1:], torch.tensor([len(cache.rewards)])])
-    counts = ends - cache.step_start - 1  # actions
+    counts = cache.step_count - 1  # actions
     for calibrated in (True, False):
-        chosen = (cache.calibrated > 0) == calibrated
-        if not bool((counts[chosen] > 0).any()):
-            continue
-        starts = torch.nonzero(chosen & (counts > 0))[:, 0]
-        rows = _draw(starts, counts[starts], cache, 30_000, 1, generator)
-        before, after = (Kinematics.unpack(cache.kinematics[r]) for r in (rows, rows + 1))
-        fit_linear(tracking, before, cache.actions[rows], after, calibrated)
+        _fit_line(tracking, cache, generator, calibrated)
     pool = torch.nonzero((cache.calibrated > 0) & (counts > 0))[:, 0]
     lengths = counts[pool]
     if not len(pool):
@@ -56,6 +49,21 @@ def fit_tracking(tracking: Tracking, cache: FrameCache, generator: torch.Generat
             bar.update()
     tracking.zero_grad(set_to_none=True)  # else the network's gradient clipping would count them
     bar.close()
+
+
+def fit_others(tracking: Tracking, cache: FrameCache, generator: torch.Generator) -> None:
+    """Fits the linear servo of other rigs than the calibrated one, whose stays as it is, when there are episodes."""
+    _fit_line(tracking, cache, generator, calibrated=False)
+
+
+def _fit_line(tracking: Tracking, cache: FrameCache, generator: torch.Generator, calibrated: bool) -> None:
+    counts = cache.step_count - 1
+    starts = torch.nonzero(((cache.calibrated > 0) == calibrated) & (counts > 0))[:, 0]
+    if not len(starts):
+        return
+    rows = _draw(starts, counts[starts], cache, 30_000, 1, generator)
+    before, after = (Kinematics.unpack(cache.kinematics[r]) for r in (rows, rows + 1))
+    fit_linear(tracking, before, cache.actions[rows], after, calibrated)
 
 
 @torch.no_grad()

@@ -8,21 +8,22 @@ from torch import Tensor
 
 
 def image_loss(frame: Tensor, true: Tensor, last: Tensor, first: Tensor, change_weight: float) -> Tensor:
-    """20 x squared + absolute error, patches that differ from the last or the first frame counting more."""
+    """20 x squared + (smoothed) absolute error, patches that differ from the last or the first frame counting more."""
     error = frame - true
     with torch.no_grad():
         change = sum((_change(true, other) for other in (last, first)), torch.zeros(()))
         weight = 1 + change_weight * change
         weight = (weight / weight.mean((2, 3), keepdim=True)).repeat_interleave(frame.shape[1] // weight.shape[1], 1)
-    return 20 * (weight * error * error).mean() + (weight * error.abs()).mean()
+    square = error * error
+    return (weight * (20 * square + (square + 1e-6).sqrt())).mean()
 
 
-def reward_loss(logit: Tensor, reward: Tensor, sigma: Tensor) -> Tensor:
+def reward_loss(logit: Tensor, reward: Tensor, sigma: Tensor, known: Tensor | None = None) -> Tensor:
     """Cross-entropy of the success state, weighted by 1 / (1 + sigma^2): a frame seen through more noise counts
-    less.
+    less. Rewards that are not `known` (B,) do not count.
     """
-    each = F.binary_cross_entropy_with_logits(logit, reward, reduction="none")
-    return (each / (1 + sigma * sigma)).mean()
+    each = F.binary_cross_entropy_with_logits(logit, reward, reduction="none") / (1 + sigma * sigma)
+    return (each if known is None else each * known).mean()
 
 
 def gripper_loss(kinematics: Tensor, true: Tensor) -> Tensor:

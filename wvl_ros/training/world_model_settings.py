@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from wvl_ros.errors import ConfigError
-from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.world_model.instruction import collect_vocabulary
+from wvl_ros.training.frame_cache import KINDS, FrameCache
+from wvl_ros.world_model.instruction import UNKNOWN, collect_vocabulary
 from wvl_ros.world_model.model import WorldModel
+
+DEFAULT_RIG = "tabletop"
+_TABLES = ("model", "training")
+_SHARES = (
+    "teacher_forcing", "full_noise", "start_share", "end_share", "other_rigs", "uncalibrated_share", "final_share",
+    "replay_share", "reward_fit_share",
+)  # fmt: skip
 
 
 @dataclass
@@ -21,26 +30,39 @@ class WorldModelTraining:
 
     Attributes:
         batch: slots. learning_rate: peak, after `warmup` updates, falling in a line to `final_share` of it.
+        fine_tune_learning_rate, lora_learning_rate: instead of it, when a run starts from a checkpoint, and with LoRA.
         weight_decay, ema: of AdamW; of the averaged weights that are saved.
-        rollout_length: frames a slot lives on its own predictions, on average. teacher_forcing: share of the run
-            without that.
+        rollout_length, last_rollout_length: frames a slot lives on its own predictions, on average, when that begins
+            and at the run's end. teacher_forcing: share of the run without that; a fine-tune has none.
         full_noise: share of fresh slots trained at sigma 1; history_noise: largest noise on half of the true history
             frames.
         start_share, end_share: share of slots that begin at an episode's first frame, or in its last four.
         other_rigs: share of slots on episodes of other rigs than the calibrated one, when there are any.
         uncalibrated_share: share of slots on calibrated episodes that are told that they are not.
+        replay_share: share of slots on old episodes, when there are any.
         change_weight: extra weight on patches that change. reward_weight, gripper_weight: of these two losses beside
             the image.
+        outcomes, sources: only episodes of these outcomes ('success', 'near_success', 'failure') and by these actors
+            ('expert', 'policy', 'teleop'); empty takes all.
+        joint_reward: whether the reward head is trained with the network and sees its features; else it is a separate
+            classifier of frames, trained after.
+        reward_fit_share: share of the run after which the reward head is fitted once more, on the model's own rollouts.
+        patience: validations without a gain that end the run; 0 for never.
         checkpoint_seconds, validate_seconds: training time between. validation_episodes: episodes of one validation.
+        bfloat16: None asks the processor.
+        model: arguments of the model, whatever they are.
     """
 
     batch: int = 32
     learning_rate: float = 1e-3
+    fine_tune_learning_rate: float = 3e-4
+    lora_learning_rate: float = 1e-3
     warmup: int = 50
     final_share: float = 0.03
     weight_decay: float = 0.01
     ema: float = 0.995
     rollout_length: float = 8.0
+    last_rollout_length: float = 24.0
     teacher_forcing: float = 0.25
     full_noise: float = 0.5
     history_noise: float = 0.06
@@ -48,31 +70,55 @@ class WorldModelTraining:
     end_share: float = 0.1
     other_rigs: float = 0.06
     uncalibrated_share: float = 0.03
+    replay_share: float = 0.5
     change_weight: float = 2.0
     reward_weight: float = 0.2
     gripper_weight: float = 0.1
+    outcomes: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    joint_reward: bool = True
+    reward_fit_share: float = 0.1
+    patience: int = 0
     seed: int = 0
     checkpoint_seconds: float = 120.0
     validate_seconds: float = 900.0
     validation_episodes: int = 60
     tracking_effort: float = 1.0
+    bfloat16: bool | None = None
     model: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shares = (
-            "teacher_forcing",
-            "full_noise",
-            "start_share",
-            "end_share",
-            "other_rigs",
-            "uncalibrated_share",
-            "final_share",
+        self.outcomes, self.sources = (
+            [names] if isinstance(names, str) else list(names) for names in (self.outcomes, self.sources)
         )
-        for name in shares:
+        for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
-        if self.batch < 1 or self.rollout_length < 1 or self.learning_rate <= 0 or not 0 <= self.ema < 1:
-            raise ConfigError("batch and rollout_length must be at least 1, learning_rate positive, ema in 0..1.")
+        for name in ("learning_rate", "fine_tune_learning_rate", "lora_learning_rate", "warmup"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("batch", "rollout_length", "last_rollout_length"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.ema < 1 or self.reward_fit_share > 0.9:
+            raise ConfigError("ema must lie in 0..1 and reward_fit_share in 0..0.9.")
+        if self.patience < 0 or self.validation_episodes < 1:
+            raise ConfigError("patience cannot be negative, and a validation needs at least one episode.")
+        unknown = set(self.outcomes) - set(KINDS)
+        if unknown:
+            raise ConfigError(f"There is no outcome '{min(unknown)}'; outcomes are {', '.join(KINDS)}.")
+
+    def for_fine_tuning(self, lora: bool) -> WorldModelTraining:
+        """The same with the learning rate of a fine-tune, which lives on its own predictions from the start."""
+        rate = self.lora_learning_rate if lora else self.fine_tune_learning_rate
+        return replace(self, learning_rate=rate, teacher_forcing=0.0)
+
+    def frames_alone(self, done: float) -> float:
+        """How many frames a slot lives on its own predictions, on average, when `done` of the run is behind."""
+        if done < self.teacher_forcing:
+            return 1.0
+        grown = (done - self.teacher_forcing) / max(1e-9, 1 - self.teacher_forcing)
+        return self.rollout_length + grown * (self.last_rollout_length - self.rollout_length)
 
     @classmethod
     def load(cls, path: Path | None) -> WorldModelTraining:
@@ -82,19 +128,24 @@ class WorldModelTraining:
             ConfigError: no such file, not YAML, or an unknown key.
         """
         if path is None:
-            return cls(model={"rig": "tabletop"})
+            return cls()
         try:
             tables = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"The configuration '{path}' cannot be read: {error}") from error
+        if not isinstance(tables, dict) or not all(isinstance(tables.get(n) or {}, dict) for n in _TABLES):
+            raise ConfigError(f"The configuration '{path}' should hold the tables {' and '.join(_TABLES)}.")
         known = {f.name for f in fields(cls)} - {"model"}
         settings = dict(tables.get("training") or {})
-        unknown = (set(tables) - {"model", "training"}) | (set(settings) - known)
+        unknown = (set(tables) - set(_TABLES)) | (set(settings) - known)
         if unknown:
             raise ConfigError(
                 f"'{path}' has unknown keys: {', '.join(sorted(unknown))}; known are: {', '.join(sorted(known))}."
             )
-        return cls(**settings, model=dict(tables.get("model") or {}))
+        try:
+            return cls(**settings, model=dict(tables.get("model") or {}))
+        except TypeError as error:
+            raise ConfigError(f"'{path}' has a setting of the wrong type: {error}.") from error
 
 
 @dataclass
@@ -110,6 +161,10 @@ class Budget:
         by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(1.0, max(by_steps, by_time))
 
+    def without(self, share: float) -> Budget:
+        """What is left of the minutes when a share of them goes to something else; updates stay as many."""
+        return Budget(self.steps, None if self.minutes is None else self.minutes * (1 - share))
+
 
 def build_model(settings: WorldModelTraining, cache: FrameCache) -> WorldModel:
     """A fresh model for a cache: its vocabulary, and the cameras and limits of the rig it is told of."""
@@ -119,8 +174,10 @@ def build_model(settings: WorldModelTraining, cache: FrameCache) -> WorldModel:
         "vocabulary": collect_vocabulary(cache.instructions),
         "max_linear": droid.MAX_LINEAR_DELTA,
         "max_rotation": droid.MAX_ROTATION_DELTA,
+        "joint_reward": settings.joint_reward,
     }
-    rig = settings.model.get("rig", "")
+    rig = settings.model.get("rig", DEFAULT_RIG)
+    arguments["rig"] = rig
     if rig == "tabletop":
         from wvl_ros.worlds.tabletop import FLOOR, TabletopWorld
 
@@ -139,3 +196,18 @@ def build_model(settings: WorldModelTraining, cache: FrameCache) -> WorldModel:
         return WorldModel(**(arguments | settings.model))
     except TypeError as error:
         raise ConfigError(f"The configuration's table `model` does not fit the world model: {error}") from error
+
+
+def with_words(model: WorldModel, instructions: Sequence[str]) -> WorldModel:
+    """The same model, with the words of these instructions in its vocabulary; a new one begins as the unknown word."""
+    known = list(model.config["vocabulary"])
+    new = [word for word in collect_vocabulary(instructions) if word not in known]
+    if not new:
+        return model
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    larger = WorldModel(**(config | {"vocabulary": known + new}))
+    weights = dict(model.state_dict())
+    name = "instruction.embedding.weight"
+    weights[name] = torch.cat([weights[name], weights[name][UNKNOWN].expand(len(new), -1)])
+    larger.load_state_dict(weights)
+    return larger

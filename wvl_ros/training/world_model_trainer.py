@@ -1,10 +1,10 @@
-"""The training loop's state and its one update."""
+"""The training run's state and its one update."""
 
 from __future__ import annotations
 
 import copy
-import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,118 +12,191 @@ import torch
 from torch import Tensor
 
 from wvl_ros.errors import ConfigError
-from wvl_ros.training import checkpointing
-from wvl_ros.training.frame_cache import FrameCache
+from wvl_ros.training import checkpointing, lora
+from wvl_ros.training.journal import Journal
+from wvl_ros.training.processes import Processes
 from wvl_ros.training.slots import Slots, SlotSettings
-from wvl_ros.training.tracking import fit_tracking, tracking_errors
+from wvl_ros.training.tracking import fit_others, fit_tracking, tracking_errors
+from wvl_ros.training.world_model_data import TrainingData
 from wvl_ros.training.world_model_losses import gripper_loss, image_loss, reward_loss
-from wvl_ros.training.world_model_settings import WorldModelTraining, build_model
+from wvl_ros.training.world_model_settings import WorldModelTraining, build_model, with_words
 from wvl_ros.world_model.loading import new_model, read_config, save_world_model
 from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "state.safetensors"
-LOG_FILE = "log.jsonl"
+LAST_FOLDER = "last"  # the last weights; the run's folder itself has the best
 
 
 class Trainer:
-    """The training loop's state: model, averaged model, optimizer, slots and generator, all on disk after each
+    """The training run's state: model, averaged model, optimizer, slots and generator, all on disk after each
     checkpoint.
+
+    Args:
+        start: the model to fine-tune; None begins with fresh weights.
+        lora_rank: of the adapter that is trained instead of the weights; 0 for none.
     """
 
-    def __init__(self, settings: WorldModelTraining, cache: FrameCache, out: Path) -> None:
-        self.settings, self.cache, self.out = settings, cache, out
+    def __init__(
+        self,
+        settings: WorldModelTraining,
+        data: TrainingData,
+        out: Path,
+        *,
+        start: WorldModel | None = None,
+        lora_rank: int = 0,
+        processes: Processes | None = None,
+    ) -> None:
+        self.settings, self.cache, self.out = settings, data.cache, out
+        self.processes = processes or Processes()
         self.generator = torch.Generator().manual_seed(settings.seed)
+        self.fresh = start is None
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            self.model = self._saved_model() or build_model(settings, cache)
-        self.average: WorldModel = copy.deepcopy(self.model).eval()
-        self.slots = self._slots()
+            if start is not None and not lora_rank:
+                start = with_words(start, data.cache.instructions)
+            self.model: WorldModel = self._saved_model() or start or build_model(settings, data.cache)
+            self.adapter: Any = lora.add_lora(self.model, lora_rank) if lora_rank else None
+        self.average_adapter = copy.deepcopy(self.adapter)
+        self.average: WorldModel = (
+            self.average_adapter.base_model.model if self.adapter else copy.deepcopy(self.model)
+        ).eval()
+        slots = SlotSettings(*(getattr(settings, f.name) for f in fields(SlotSettings)))
+        self.slots = Slots(data.cache, slots, self.generator, data.weights(settings), self.processes)
+        self.labelled = data.cache.labelled
+        self.joint = bool(self.model.config["joint_reward"])
         self.optimizer: torch.optim.Optimizer
+        self.journal: Journal
         self.step, self.seconds = 0, 0.0
         self.losses: dict[str, float] = {}
-        self.fitted = False
+        self.validations: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
         """Takes up the state on disk, or fits the servo and starts."""
         path = self.out / STATE_FILE
         resumed = path.is_file()
+        tracking = self.model.tracking
         if resumed:
             tensors, facts = checkpointing.load_state(path)
             checkpointing.restore_module(self.model, tensors, "model")
             checkpointing.restore_module(self.average, tensors, "average")
         else:
-            fit_tracking(self.model.tracking, self.cache, self.generator, self.settings.tracking_effort)
-            self.average.tracking.load_state_dict(self.model.tracking.state_dict())
-        self.model.tracking.requires_grad_(False)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+            if self.fresh:
+                fit_tracking(tracking, self.cache, self.generator, self.settings.tracking_effort)
+            else:
+                fit_others(tracking, self.cache, self.generator)
+            self.processes.copy_from_main(self.model)
+            self.average.tracking.load_state_dict(tracking.state_dict())
+        tracking.requires_grad_(False)
+        if not self.joint:
+            self.model.reward_head.requires_grad_(False)  # it is fitted after the run
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained, self.settings.learning_rate, weight_decay=self.settings.weight_decay, betas=(0.9, 0.99)
+            self.trained, self.settings.learning_rate, weight_decay=self.settings.weight_decay, betas=(0.9, 0.99)
         )
         if resumed:
             checkpointing.restore_optimizer(self.optimizer, tensors)
             self.generator.set_state(tensors["generator"])
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
-            if facts["fingerprint"] == self.cache.fingerprint:
+            self.validations = list(facts.get("validations", []))
+            if facts["fingerprint"] == self.cache.fingerprint and facts["settings"]["batch"] == self.settings.batch:
                 self.slots.restore(tensors)
-        else:
-            self.log("servo", tracking_errors(self.model.tracking, self.cache))
+        self.journal = Journal(self.out, self.step, writes=self.processes.main)
+        if not resumed:
+            self.log("servo", tracking_errors(tracking, self.cache))
 
     def checkpoint(self) -> None:
-        """Writes the state and the averaged weights."""
-        tensors = {
-            **checkpointing.module_tensors(self.model, "model"),
-            **checkpointing.module_tensors(self.average, "average"),
-            **checkpointing.optimizer_tensors(self.optimizer),
-            **self.slots.state(),
-            "generator": self.generator.get_state(),
-        }
-        facts = {"step": self.step, "seconds": self.seconds, "fingerprint": self.cache.fingerprint}
-        checkpointing.save_state(self.out / STATE_FILE, tensors, facts | {"settings": asdict(self.settings)})
-        save_world_model(self.average, self.out)
+        """Writes the state and the averaged weights; every process must call it."""
+        slots = self.slots.state()
+        if self.processes.main:
+            tensors = {
+                **checkpointing.module_tensors(self.model, "model"),
+                **checkpointing.module_tensors(self.average, "average"),
+                **checkpointing.optimizer_tensors(self.optimizer),
+                **slots,
+                "generator": self.generator.get_state(),
+            }
+            facts = {"step": self.step, "seconds": self.seconds, "fingerprint": self.cache.fingerprint}
+            facts |= {"settings": asdict(self.settings), "validations": self.validations}
+            self.save(self.out / LAST_FOLDER)
+            checkpointing.save_state(self.out / STATE_FILE, tensors, facts)
+        self.processes.wait()
+
+    def save(self, folder: Path) -> None:
+        """Writes the averaged weights as a checkpoint that can be loaded, an adapter merged and besides."""
+        if self.adapter is None:
+            save_world_model(self.average, folder)
+            return
+        save_world_model(lora.merged(self.average_adapter), folder)
+        lora.save_adapter(self.average_adapter, folder / lora.ADAPTER_FOLDER)
 
     def update(self, done: float) -> None:
-        """One update; `done` is the share of the run that is behind."""
-        settings = self.settings
-        rate = settings.learning_rate * min(1.0, (self.step + 1) / settings.warmup)
-        rate *= settings.final_share + (1 - settings.final_share) * (1 - done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        slots, cache = self.slots, self.cache
+        """One update; `done` is the share of the run that is behind.
+
+        Raises:
+            ConfigError: the loss is not a number any more; the weights are as before.
+        """
+        settings, slots, cache, own = self.settings, self.slots, self.cache, self.slots.rows
         slots.refill()
-        going_on = slots.going_on(settings.rollout_length if done >= settings.teacher_forcing else 1.0)
-        episode, index = slots.episode, slots.index
-        after = cache.step(episode, index + 1)
-        true = cache.frame(episode, index + 1)
-        batch = len(episode)
+        going_on = slots.going_on(settings.frames_alone(done))
+        batch = settings.batch
         draw = torch.rand(batch, generator=self.generator)
         spread = torch.sigmoid(1.2 * torch.randn(batch, generator=self.generator))
-        sigma = torch.where(going_on | (draw < settings.full_noise), torch.ones(batch), spread)
-        noise = torch.randn(true.shape, generator=self.generator)
+        sigma = torch.where(going_on | (draw < settings.full_noise), torch.ones(batch), spread)[own]
+        noise = torch.randn(batch, *slots.last.shape[1:], generator=self.generator)[own]
+        episode, index = slots.episode[own], slots.index[own]
+        after = cache.step(episode, index + 1)
+        true = cache.frame(episode, index + 1)
+        last, first = slots.last[own], slots.first[own]
         level = sigma[:, None, None, None]
         noisy = ((1 - level) * true + level * noise).contiguous(memory_format=torch.channels_last)
-        tokens = self.tokens[episode]
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
-            out = self.model(
-                noisy, sigma, slots.last, slots.first, slots.first_kinematics, slots.kinematics,
-                cache.chunk(episode, index), tokens, slots.calibrated,
-            )  # fmt: skip
+        exact = settings.bfloat16 is False or (settings.bfloat16 is None and not has_bfloat16())
+        with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
+            context = self.model.context(
+                first, slots.first_kinematics[own], self.tokens[episode], slots.calibrated[own]
+            )
+            chunk = cache.chunk(episode, index)
+            out = self.model(noisy, sigma, last, slots.previous[own], slots.kinematics[own], chunk, context)
         parts = {
-            "image": image_loss(out.frame, true, slots.last, slots.first, settings.change_weight),
-            "reward": reward_loss(out.reward, cache.rewards[after], sigma),
+            "image": image_loss(out.frame, true, last, first, settings.change_weight),
+            "reward": reward_loss(out.reward, cache.rewards[after], sigma, self.labelled[episode]),
             "gripper": gripper_loss(out.kinematics, cache.kinematics[after]),
         }
-        loss = parts["image"] + settings.reward_weight * parts["reward"] + settings.gripper_weight * parts["gripper"]
+        loss = parts["image"] + settings.gripper_weight * parts["gripper"]
+        if self.joint:
+            loss = loss + settings.reward_weight * parts["reward"]
+        self._descend(loss, done)
+        slots.advance(going_on, out.frame, out.kinematics)
+        self._tell({name: float(value.detach()) for name, value in parts.items()})
+
+    def _descend(self, loss: Tensor, done: float) -> None:
+        settings = self.settings
+        rate = settings.learning_rate * min(1.0, (self.step + 1) / settings.warmup)
+        self.rate = rate * (settings.final_share + (1 - settings.final_share) * (1 - done))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.processes.average_gradients(self.trained)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained, 1.0))
+        if not math.isfinite(norm):
+            raise ConfigError(
+                f"Training diverged at update {self.step}: the loss is not a number any more. The last good "
+                f"checkpoint is kept in '{self.out}'; lower the learning rate (now {settings.learning_rate:g}) and run "
+                "the command again."
+            )
         self.optimizer.step()
         self.step += 1
-        self._average_weights()
-        slots.advance(going_on, out.frame, out.kinematics)
-        for name, value in parts.items():
-            old = self.losses.get(name, float(value.detach()))
-            self.losses[name] = 0.98 * old + 0.02 * float(value.detach())
+        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(new, 1 - decay)
+
+    def _tell(self, losses: dict[str, float]) -> None:
+        names = list(losses)
+        means = [total / self.processes.count for total in self.processes.sum([losses[name] for name in names])]
+        for name, value in zip(names, means, strict=True):
+            self.losses[name] = 0.98 * self.losses.get(name, value) + 0.02 * value
 
     @property
     def tokens(self) -> Tensor:
@@ -134,30 +207,11 @@ class Trainer:
 
     def log(self, kind: str, facts: dict[str, Any]) -> None:
         """Adds a line to the log."""
-        with (self.out / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": self.step, "seconds": round(self.seconds, 1), **facts}) + "\n")
-
-    def _average_weights(self) -> None:
-        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for mean, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                mean.lerp_(new, 1 - decay)
+        self.journal.add(kind, self.step, self.seconds, facts)
 
     def _saved_model(self) -> WorldModel | None:
         """The architecture (and vocabulary) of the run that is resumed: its data may have grown since."""
         if not (self.out / STATE_FILE).is_file():
             return None
-        return new_model(read_config(self.out), self.out)
-
-    def _slots(self) -> Slots:
-        s, cache = self.settings, self.cache
-        weights = torch.ones(len(cache))
-        own = cache.calibrated > 0
-        if bool(own.any()) and not bool(own.all()):
-            weights = torch.where(own, (1 - s.other_rigs) / own.sum(), s.other_rigs / (~own).sum())
-        if not bool((cache.frame_count[weights > 0] > 1).any()):
-            raise ConfigError(
-                "No episode is long enough: the world model needs two frames, that is four control steps."
-            )
-        slots = SlotSettings(s.batch, s.history_noise, s.start_share, s.end_share, s.uncalibrated_share)
-        return Slots(cache, slots, self.generator, weights)
+        folder = self.out / LAST_FOLDER if (self.out / LAST_FOLDER).is_dir() else self.out
+        return new_model(read_config(folder), folder)
