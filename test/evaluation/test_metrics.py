@@ -33,6 +33,43 @@ def test_ssim_is_one_for_equal_images_and_falls_with_noise() -> None:
     assert metrics.ssim(dark, bright)[0] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(16, 20), (13, 11)])
+def test_ssim_is_that_of_a_plain_loop(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(2)
+    one, two = (rng.integers(0, 256, (2, *shape, 3), dtype=np.uint8) for _ in range(2))
+    mixed = (0.7 * one + 0.3 * two).astype(np.uint8)
+    expected = [
+        np.mean([_plain_ssim(a[..., c] / 255, b[..., c] / 255) for c in range(3)])
+        for a, b in zip(one, mixed, strict=True)
+    ]
+    assert metrics.ssim(one, mixed) == pytest.approx(expected, abs=1e-4)
+
+
+def test_ssim_is_that_of_scikit_image() -> None:
+    reference = pytest.importorskip("skimage.metrics").structural_similarity
+    rng = np.random.default_rng(2)
+    image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    other = np.clip(image + rng.normal(0, 30, image.shape), 0, 255).astype(np.uint8)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    _, whole = reference(image, other, channel_axis=2, full=True, **options)
+    assert metrics.ssim(image[None], other[None])[0] == pytest.approx(whole[5:-5, 5:-5].mean(), abs=1e-3)
+
+
+def _plain_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    axis = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    window = np.outer(axis, axis) / axis.sum() ** 2
+    values = []
+    for i in range(x.shape[0] - 10):
+        for j in range(x.shape[1] - 10):
+            a, b = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
+            ma, mb = (window * a).sum(), (window * b).sum()
+            va, vb = (window * a * a).sum() - ma**2, (window * b * b).sum() - mb**2
+            cov = (window * a * b).sum() - ma * mb
+            c1, c2 = 0.01**2, 0.03**2
+            values.append((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+    return float(np.mean(values))
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
 def test_area_under_curve_counts_pairs(rows: list[tuple[int, bool]]) -> None:
     scores = np.array([float(s) for s, _ in rows])
@@ -61,6 +98,8 @@ def test_the_threshold_parts_successes_from_the_rest() -> None:
     measures = outcome_measures(chances, outcomes, threshold, frames)
     assert measures["accuracy"] == 1.0
     assert measures["false_success_near"] == 0.0
+    assert measures["matrix"]["success"] == {"said_success": 2, "said_not": 0}
+    assert measures["matrix"]["failure"] == {"said_success": 0, "said_not": 1}
     assert best_run(np.array([0.9]), 2) == 0.0
 
 

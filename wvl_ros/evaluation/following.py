@@ -72,15 +72,15 @@ def following_measures(model: WorldModel, folder: Path, *, steps: int = 1, seed:
     place = {name: number for number, name in enumerate(names)}
     pairs = [(place[name], place[f"{name[:-1]}b"]) for name in names if name.endswith("_a")]
     imagined = imagine_episodes(model, cache, np.arange(len(cache)), steps=steps, seed=seed)
-    result = _pairs(cache, pairs, imagined, model)
+    result = pair_measures(cache, pairs, imagined, int(config["success_frames"]))
     walks = np.array([place[name] for name in names if name.endswith("_random")], dtype=np.int64)
     return result | {"random": _random(cache, walks, [imagined[i] for i in walks], model)}
 
 
-def _pairs(
-    cache: FrameCache, pairs: list[tuple[int, int]], imagined: list[ImaginedEpisode], model: WorldModel
+def pair_measures(
+    cache: FrameCache, pairs: list[tuple[int, int]], imagined: Sequence[ImaginedEpisode], run: int
 ) -> dict[str, Any]:
-    run = int(model.config["success_frames"])
+    """The measures of pairs of episodes of a cache, of which all are imagined; `run`: frames that make a success."""
     shares, ends, own_psnr, other_psnr, ranked = [], [], [], [], []
     frames = 0
     for pair in pairs:

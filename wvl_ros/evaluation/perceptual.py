@@ -13,6 +13,7 @@ A TorchScript file holds a program: take it from its authors. The report names t
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,12 +99,12 @@ def clips(video: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Between the Gaussians of two sets of features (N, D) and (M, D), N and M at least 2 (Heusel et al. 2017)."""
-    from scipy.linalg import sqrtm
-
     gap = a.mean(0) - b.mean(0)
     one, two = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = sqrtm(one @ two)
-    return float(gap @ gap + np.trace(one + two - 2 * np.real(root)))
+    values, vectors = np.linalg.eigh(one)
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    shared = np.linalg.eigvalsh(root @ two @ root).clip(min=0)  # those of one @ two, but symmetric: always real
+    return float(gap @ gap + np.trace(one) + np.trace(two) - 2 * np.sqrt(shared).sum())
 
 
 def sha256(path: Path) -> str:
@@ -166,7 +167,9 @@ class _Alex:
 
 def _script(path: Path) -> torch.jit.ScriptModule:
     try:
-        return torch.jit.load(str(path), map_location="cpu").eval()
+        with warnings.catch_warnings():  # TorchScript is deprecated, but it is what these networks are published as
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(f"'{path}' cannot be read as TorchScript: {_line(error)}") from error
 

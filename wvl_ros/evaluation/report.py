@@ -45,9 +45,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"videos       by a judge of true frames: {sentence(result['visual']['imagined'])}")
         print(f"{'':12s} the judge on the true videos: {sentence(result['visual']['true'])}")
     else:
-        print(
-            "videos       visual alignment not computed: the checkpoint has no judge (`wvl train visual-judge` makes it)"
-        )
+        print("videos       visual alignment not computed: there is no judge (`wvl train visual-judge` makes it)")
     _show_matrix(result)
     _show_calibration(result["calibration"]["frames"])
     if "following" in result:

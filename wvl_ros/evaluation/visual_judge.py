@@ -37,6 +37,7 @@ class VisualJudge(nn.Module):
 
     def __init__(self, vocabulary: list[str], patch: int = 4, grid: int = 16, members: int = MEMBERS) -> None:
         super().__init__()
+        self.facts = {"vocabulary": list(vocabulary), "patch": patch, "grid": grid, "members": members}
         self.members = nn.ModuleList([_Member(vocabulary, 3 * patch**2, grid) for _ in range(members)])
 
     def tokens(self, instructions: list[str]) -> Tensor:
