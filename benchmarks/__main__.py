@@ -21,6 +21,7 @@ NAMES = {
     "codec": "the datasets' codecs: PSNR, size, speed (WVL_DROID: a folder of more DROID episodes)",
     "windows": "windows of 16 frames x 3 cameras from the trainer's cache, and memory",
     "droid": "DROID episodes through SANS: numbers, PSNR, replay rate (WVL_DROID: a folder of more DROID episodes)",
+    "large": "the real-size world models with random weights: frames/s, memory, share of the arithmetic limit (GPU)",
     "imagination": "the shipped world model on held-out episodes: pixels, outcome, arm following, speed",
 }
 ON_REQUEST = {

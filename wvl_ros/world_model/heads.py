@@ -64,7 +64,7 @@ class FrameHeads(nn.Module):
         batch, frames = features.shape[:2]
         dtype = self.reduce.weight.dtype
         x = features.flatten(0, 1).to(dtype)
-        z = nn.functional.adaptive_avg_pool2d(latents.flatten(0, 1).float(), x.shape[-2:]).to(dtype)
+        z = nn.functional.adaptive_avg_pool2d(latents.flatten(0, 1).float(), (x.shape[-2], x.shape[-1])).to(dtype)
         x = nn.functional.silu(self.reduce(torch.cat([x, z], 1)))
         x = x.unflatten(2, (self.views, -1))
         pooled = torch.cat([x.mean((3, 4)), x.amax((3, 4))], 1).flatten(1)

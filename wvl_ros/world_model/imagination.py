@@ -46,9 +46,6 @@ class Imagination(Protocol):
     smallest_image: int  # pixels along the shorter side of an image that is good enough to start from
     frames_per_call: int
     actions_per_frame: int  # control steps (1/15 s) from frame to frame
-    kinematics: Tensor  # packed (B, 39), after the last control step
-    success: Tensor  # (B,) bool: has succeeded
-    active: Tensor  # (B,) bool: goes on
 
     def start(
         self, views: Tensor, kinematics: Tensor, instructions: Sequence[str], calibrated: Tensor, seeds: Sequence[int]
@@ -63,6 +60,18 @@ class Imagination(Protocol):
 
     def move(self, actions: Tensor) -> Tensor:
         """One control step of all arms under `actions` (B, 7); returns packed kinematics (B, 39)."""
+
+    @property
+    def kinematics(self) -> Tensor:
+        """Packed (B, 39), after the last control step."""
+
+    @property
+    def success(self) -> Tensor:
+        """(B,) bool: has succeeded."""
+
+    @property
+    def active(self) -> Tensor:
+        """(B,) bool: goes on."""
 
     @property
     def frame_due(self) -> bool:

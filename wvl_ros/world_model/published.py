@@ -82,7 +82,7 @@ def read_weights(path: Path | str) -> Weights:
 
 def _read_pickle(path: Path) -> Weights:
     try:
-        with torch.serialization.safe_globals([io.BytesIO]):  # of Transformer Engine's `_extra_state`
+        with torch.serialization.safe_globals([io.BytesIO, bytes]):  # of Transformer Engine's `_extra_state`
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(

@@ -51,6 +51,6 @@ def loss(
     drawn = model(noisy, sigma, given, relative(batch.poses.float()), batch.now, batch.text * kept)
     image = (flow.scaling(wide).weight * (drawn - clean) ** 2).mean()
     judged = model.judge(drawn, batch.truth.foreseen)
-    reward, state = head_losses(judged, batch.truth, sigma, model.heads.scale.float())
+    reward, state = head_losses(judged, batch.truth, sigma, model.heads.get_buffer("scale").float())
     total = image + reward_weight * reward + state_weight * state
     return {"loss": total, "image": image, "reward": reward, "state": state}

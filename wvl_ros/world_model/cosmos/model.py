@@ -89,6 +89,7 @@ class CosmosWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def reset_embedder(self) -> None:
         """A fresh state embedder adds nothing."""
         last = self.state_embedder[-1]
+        assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -155,7 +156,7 @@ class CosmosWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         mask[:, :, :count] = 1
         t = s.t.view(-1, 1).repeat(1, frames)
         t[:, :count] = flow.scaling(t.new_tensor(flow.SIGMA_GIVEN)).t
-        more = self.state_embedder(state.to(self.state_embedder[0].weight.dtype))
+        more = self.state_embedder(state.to(self.transformer.dtype))
         out = self.transformer(x.to(dtype), t.to(dtype), text.to(dtype), actions, mask, more)
         clean = s.skip * latents + s.out * out.float()
         return torch.cat([given.float(), clean[:, :, count:]], 2)

@@ -66,6 +66,6 @@ def loss(
     drawn = s.skip * noisy + s.out * out
     image = (s.weight * (drawn - target) ** 2).mean()
     judged = model.judge(drawn[:, 1:], batch.truth.foreseen)
-    reward, state = head_losses(judged, batch.truth, sigma, model.heads.scale.float())
+    reward, state = head_losses(judged, batch.truth, sigma, model.heads.get_buffer("scale").float())
     total = image + reward_weight * reward + state_weight * state
     return {"loss": total, "image": image, "reward": reward, "state": state}

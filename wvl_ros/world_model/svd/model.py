@@ -110,7 +110,7 @@ class SVDWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             CLIPTextModelWithProjection(CLIPTextConfig(**(TEXT | dict(text_config or {})))) if text else None
         )
         width = self.unet.config.cross_attention_dim
-        if text and 2 * self.text_encoder.config.projection_dim != width:
+        if self.text_encoder is not None and 2 * self.text_encoder.config.projection_dim != width:
             raise ConfigError(f"The text embedding, doubled, must be as wide as the U-Net's context ({width}).")
         self.action_encoder = ActionEncoder(width)
         channels = self.unet.config.block_out_channels[0]
@@ -168,7 +168,7 @@ class SVDWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ConfigError: the model wants text but has no tokenizer.
         """
         if self.text_encoder is None:
-            width = self.action_encoder.action_encode[-1].out_features
+            width = int(self.unet.config.cross_attention_dim)
             return torch.zeros(len(instructions), width, device=self.device, dtype=self.dtype)
         if self.tokenizer is None:
             raise ConfigError("The svd world model needs CLIP's tokenizer: put its files into the folder 'tokenizer'.")
@@ -181,7 +181,7 @@ class SVDWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         path = path.float()
         low, high = (path.new_tensor(self.config[name]) for name in ("pose_low", "pose_high"))
         pose = poses.normalise(path, low, high)
-        return self.action_encoder(pose.to(self.action_encoder.action_encode[0].weight.dtype)) + text[:, None]
+        return self.action_encoder(pose.to(self.unet.dtype)) + text[:, None]
 
     def forward(self, latents: Tensor, noise: Tensor, tokens: Tensor) -> Tensor:
         """The U-Net alone: (B, T, 8, H, W), `edm`'s noise input (B,), tokens (B, T, 1024) -> (B, T, 4, H, W)."""
