@@ -11,6 +11,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from wvl_ros.errors import CheckpointError, ConfigError
+from wvl_ros.world_model import checksums
 from wvl_ros.world_model.published import fit, read_weights
 
 CLASSES = {"SVDWorldModel": "wvl_ros.world_model.svd.model", "CosmosWorldModel": "wvl_ros.world_model.cosmos.model"}
@@ -42,7 +43,8 @@ def load_large(config: dict[str, Any], folder: Path, device: str | None = None) 
     """
     weights = read_weights(folder)
     model = new_large(config, folder)
-    model.to(next(iter(weights.values())).dtype)
+    # Module's own: that of diffusers warns of layers it would keep in float32, of which there are none.
+    torch.nn.Module.to(model, next(iter(weights.values())).dtype)
     fit(model, weights, folder)
     if (folder / TOKENIZER).is_dir() and getattr(model, "text_encoder", None) is not None:
         from wvl_ros.world_model.svd.layout import load_tokenizer
@@ -58,7 +60,7 @@ def save_large(model: Any, folder: Path | str, dtype: torch.dtype = torch.bfloat
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
     part = folder / f".{SAFETENSORS_WEIGHTS_NAME}.part"
     save_file(weights, part, metadata={"format": "pt"})
-    part.replace(folder / SAFETENSORS_WEIGHTS_NAME)
+    checksums.put(part, folder / SAFETENSORS_WEIGHTS_NAME)
     if getattr(model, "tokenizer", None) is not None:
         model.tokenizer.save_pretrained(folder / TOKENIZER)
     part = folder / ".config.json.part"

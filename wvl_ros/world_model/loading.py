@@ -12,22 +12,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from wvl_ros.errors import CheckpointError, ConfigError
+from wvl_ros.world_model import checksums, large
 from wvl_ros.world_model.model import WorldModel
+from wvl_ros.world_model.published import refuse_meta
 
 WEIGHTS_NAME = SAFETENSORS_WEIGHTS_NAME
 
 
 def load_world_model(folder: Path | str) -> WorldModel:
-    """The model of a folder, in float32 and evaluation mode. Nothing pickled is ever read.
+    """The model of a folder, in evaluation mode: the small one in float32, a large one as `large.load_large` says.
+
+    Nothing pickled is ever read.
 
     Raises:
-        CheckpointError: no configuration or weights there, or they are of another architecture.
+        CheckpointError: no configuration or weights there, they are not those that were saved, or of another
+            architecture.
     """
     folder = Path(folder)
-    model = new_model(read_config(folder), folder)
+    config = read_config(folder)
+    if config.get("_class_name") in large.CLASSES:
+        return large.load_large(config, folder)
+    model = new_model(config, folder)
     path = folder / WEIGHTS_NAME
+    checksums.refuse_pickle(path)
     if not path.is_file():
         raise CheckpointError(f"The weights '{path}' are missing; copy them there or train again.")
+    checksums.check(path)
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -45,10 +55,11 @@ def save_world_model(model: WorldModel, folder: Path | str, dtype: torch.dtype =
     """Writes what `load_world_model` and `WorldModel.from_pretrained` read, each file whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_meta(model, type(model).__name__)
     weights = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     part = folder / f".{WEIGHTS_NAME}.part"
     save_file(weights, part, metadata={"format": "pt"})
-    part.replace(folder / WEIGHTS_NAME)
+    checksums.put(part, folder / WEIGHTS_NAME)
     part = folder / ".config.json.part"
     part.write_text(model.to_json_string())
     part.replace(folder / "config.json")

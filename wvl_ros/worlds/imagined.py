@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,13 +13,16 @@ from wvl_ros.checkpoints import find
 from wvl_ros.errors import ConfigError, EpisodeError, ObservationError
 from wvl_ros.sans.episode import Episode
 from wvl_ros.world_model import patches
+from wvl_ros.world_model.imagination import ImaginedFrames, imagination
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.loading import load_world_model
-from wvl_ros.world_model.model import WorldModel
-from wvl_ros.world_model.rollout import Rollouts, first_kinematics
+from wvl_ros.world_model.rollout import first_kinematics
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.interface import Observation, World
 from wvl_ros.worlds.recorded import commanded_poses
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
 
 _IK_STEPS = 5
 _MAX_STEPS = 90  # of a start that neither its task nor the rest of its recording limits
@@ -28,7 +31,8 @@ _MAX_STEPS = 90  # of a start that neither its task nor the rest of its recordin
 class ImaginedWorld(World):
     """The world model as a world. See `World` for observations, actions and `info`.
 
-    The arm moves at every control step; the images change at every third one, as a frame needs its three actions. An
+    The arm moves at every control step; the images change at every third one, as a frame needs its three actions, and
+    with a large model at every twelfth, as a call draws several frames (`last_call` holds all of them). An
     episode starts from a recorded one (`source`, `start`) or, without a source, from a fresh reset of the tabletop with
     the
     same seed. It ends with success when the reward head says so (threshold and run of frames stand in the checkpoint's
@@ -38,7 +42,7 @@ class ImaginedWorld(World):
         checkpoint: a shipped name or a folder; or a `model` that is loaded already.
         image_height, image_width: of the observations; what the model draws is scaled to it.
         max_steps: control steps before truncation; None takes the task's own limit, and of an episode whose task is not
-            the tabletop's what is left of it. steps: denoising steps a frame.
+            the tabletop's what is left of it. steps: denoising steps a call; None takes the model's own.
         task: of a fresh reset that names none. action_space: any of DROID's four.
 
     Raises:
@@ -52,18 +56,18 @@ class ImaginedWorld(World):
         image_width: int = 128,
         max_steps: int | None = None,
         *,
-        model: WorldModel | None = None,
-        steps: int = 1,
+        model: ModelMixin | None = None,
+        steps: int | None = None,
         task: str = "pick_place",
         action_space: droid.ActionSpace = "cartesian_position",
     ) -> None:
         super().__init__(image_height, image_width, max_steps or _MAX_STEPS, action_space)
         self._fixed_max_steps = max_steps
         self.model = model if model is not None else load_world_model(find("world_model", checkpoint))
-        self._rollout = Rollouts(self.model, steps=steps)
+        self._rollout = imagination(self.model, steps=steps)
+        self.last_call: ImaginedFrames | None = None
         self._task, self._started = task, False
         self._tabletop: World | None = None
-        self._size, self._patch = int(self.model.config["image_size"]), int(self.model.config["patch"])
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -93,14 +97,13 @@ class ImaginedWorld(World):
             raise EpisodeError(f"The source has steps 0 to {len(episode) - 1}; it cannot start at {start}.")
         images = self._first_images(episode, int(start))
         kinematics = _kinematics(episode, int(start))
-        views = [patches.resize(images[camera][None], self._size, self._size) for camera in droid.CAMERAS]
-        frame = patches.to_patches(np.stack(views, 1), self._patch)
+        views = [patches.resize(images[camera][None], *self._rollout.image_size) for camera in droid.CAMERAS]
         self._instruction = str(options.get("instruction") or episode.instruction)
         self._task_name = str(options.get("task") or episode.task)
         self.max_steps = self._fixed_max_steps or _limit(self._task_name, len(episode) - 1 - int(start))
         self._calibrated = is_calibrated(episode, str(self.model.config["rig"]))
         self._rollout.start(
-            patches.to_tensor(frame),
+            torch.from_numpy(np.stack(views, 1)),
             kinematics,
             [self._instruction],
             torch.tensor([float(self._calibrated)]),
@@ -111,7 +114,7 @@ class ImaginedWorld(World):
             camera: patches.resize(images[camera][None], self.image_height, self.image_width)[0]
             for camera in droid.CAMERAS
         }
-        self.step_count, self._started = 0, True
+        self.step_count, self._started, self.last_call = 0, True, None
         return self._observe(episode.cartesian_position[int(start)]), self._info(False, "")
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -122,9 +125,8 @@ class ImaginedWorld(World):
         self.step_count += 1
         success = False
         if self._rollout.frame_due:
-            frame = self._rollout.imagine()
-            views = patches.from_patches(patches.to_uint8(frame.frame), self._patch)[0]
-            scaled = patches.resize(views, self.image_height, self.image_width)
+            self.last_call = self._rollout.imagine()
+            scaled = patches.resize(self.last_call.views[0, -1].numpy(), self.image_height, self.image_width)
             self._images = dict(zip(droid.CAMERAS, scaled, strict=True))
             success = bool(self._rollout.success[0])
         truncated = not success and self.step_count >= self.max_steps
@@ -183,8 +185,9 @@ class ImaginedWorld(World):
         images = {camera: episode.images[camera][start // episode.image_stride] for camera in droid.CAMERAS}
         for camera, image in images.items():
             height, width = image.shape[:2]
-            if min(height, width) < self._size:
-                needed = f"{self._size}x{self._size}"
+            smallest = self._rollout.smallest_image
+            if min(height, width) < smallest:
+                needed = f"{smallest}x{smallest}"
                 raise ObservationError(
                     f"The images of '{camera}' are {width}x{height} pixels; the world model needs {needed} or more."
                 )
@@ -229,7 +232,7 @@ class ImaginedWorld(World):
             "step": self.step_count,
             "commanded_pose": self._commanded_pose(),
             "success": success,
-            "success_probability": float(self._rollout.success_probability[0]),
+            "success_probability": float(self.last_call.success_probability[0, -1]) if self.last_call else 0.0,
             "outcome": outcome,
         }
 
