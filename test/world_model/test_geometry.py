@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wvl_ros.errors import ConfigError
+from wvl_ros.world_model.composition import sample
 from wvl_ros.world_model.geometry import CameraGeometry
 from wvl_ros.world_model.kinematics import Kinematics
 
@@ -48,10 +49,11 @@ def test_the_wrist_view_moves_with_the_arm_over_the_table() -> None:
     geometry = CameraGeometry([None, None, WRIST], 16, 64)
     image = torch.rand(1, 3, 64, 64)
     here, there = _kinematics(0.5, 0.0), _kinematics(0.55, 0.0)
-    assert torch.allclose(geometry.warp(image, here, here)[0], image, atol=1e-3)
-    moved, inside = geometry.warp(image, here, there)
-    assert inside[:, :, 20:40, :40].all()
-    assert not inside[:, :, :, 60:].any()  # what comes into view had not been seen
+    assert torch.allclose(sample(image, geometry.places(here, here)[0]), image, atol=1e-3)
+    places, inside = geometry.places(here, there)
+    moved = sample(image, places)
+    assert inside[:, 20:40, :40].all()
+    assert not inside[:, :, 60:].any()  # what comes into view had not been seen
     shift = 0.05 / 0.4 / (2 * np.tan(np.deg2rad(40))) * 64  # pixels the table moves
     whole = round(shift)
     columns_gap = (moved[0, :, 20:40, 20:40] - image[0, :, 20:40, 20 + whole : 40 + whole]).abs().mean()
@@ -59,10 +61,21 @@ def test_the_wrist_view_moves_with_the_arm_over_the_table() -> None:
     assert columns_gap < unmoved_gap
 
 
+def test_a_fixed_view_moves_as_the_gripper_in_it() -> None:
+    geometry = CameraGeometry([DOWN, None, WRIST], 16, 64)
+    here, there = _kinematics(0.5, 0.0), _kinematics(0.5, 0.05)
+    shift = geometry.shift(0, here, there)[0, 0, 0]
+    height = 1.0 - (0.4 - 0.1034)  # m from the camera to the fingertips
+    assert shift[0] == pytest.approx(-2 * 0.05 / height / (2 * np.tan(np.pi / 6)), abs=1e-5)  # y points to the left
+    assert shift[1] == pytest.approx(0.0, abs=1e-5)
+    assert not geometry.shift(1, here, there).any()
+
+
 def test_without_calibration_nothing_is_warped() -> None:
     geometry = CameraGeometry([None, None, None], 16, 64)
     image = torch.rand(1, 3, 64, 64)
-    assert torch.equal(geometry.warp(image, _kinematics(0.5, 0.0), _kinematics(0.6, 0.1))[0], image)
+    places = geometry.places(_kinematics(0.5, 0.0), _kinematics(0.6, 0.1))[0]
+    assert torch.allclose(sample(image, places), image, atol=1e-5)
 
 
 @pytest.mark.parametrize("broken", [DOWN | {"parent": "flange"}, {k: v for k, v in DOWN.items() if k != "fovy_deg"}])

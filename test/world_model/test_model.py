@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from wvl_ros.world_model.model import WorldModel
 SMALL = {"channels": 16, "condition_dim": 32, "vocabulary": ["cube", "red"]}
 
 
-def _inputs(model: WorldModel, batch: int = 2) -> tuple[torch.Tensor, ...]:
+def _inputs(model: WorldModel, calibrated: float = 1.0, batch: int = 2) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(0)
     frames = [torch.rand(batch, 144, 16, 16, generator=generator) * 2 - 1 for _ in range(3)]
     pose = torch.tensor([[0.5, 0.0, 0.4, 3.1, 0.0, 0.0]]).repeat(batch, 1)
@@ -27,7 +28,8 @@ def _inputs(model: WorldModel, batch: int = 2) -> tuple[torch.Tensor, ...]:
     k = Kinematics.at_rest(pose, torch.zeros(batch, 1), command).pack()
     words = model.instruction.tokens(["red cube"] * batch)
     actions = command[:, None].repeat(1, 3, 1)
-    return (frames[0], torch.ones(batch), frames[1], frames[2], k, k, actions, words, torch.ones(batch))
+    context = model.context(frames[2], k, words, torch.full((batch,), calibrated))
+    return (frames[0], torch.ones(batch), frames[1], frames[1], k, actions, context)
 
 
 def test_a_fresh_model_mostly_copies_the_last_frame() -> None:
@@ -35,7 +37,7 @@ def test_a_fresh_model_mostly_copies_the_last_frame() -> None:
     inputs = _inputs(model)
     with torch.no_grad():
         out = model(*inputs)
-    last, first = inputs[2], inputs[3]
+    last, first = inputs[2], inputs[-1].first
     assert (out.frame - last).abs().mean() < (out.frame - first).abs().mean()
     assert out.reward.shape == (2,)
     assert out.kinematics.shape == (2, 39)
@@ -67,9 +69,9 @@ def test_uncalibrated_images_are_not_touched_by_geometry() -> None:
     known = WorldModel(**SMALL, cameras=[camera, camera, wrist]).eval()
     unknown = WorldModel(**SMALL).eval()
     unknown.load_state_dict(known.state_dict())
-    *inputs, calibrated = _inputs(known)
     with torch.no_grad():
-        assert torch.equal(known(*inputs, calibrated * 0).frame, unknown(*inputs, calibrated * 0).frame)
+        assert torch.equal(known(*_inputs(known, 0.0)).frame, unknown(*_inputs(known, 0.0)).frame)
+        assert not torch.equal(known(*_inputs(known)).frame, unknown(*_inputs(unknown)).frame)
 
 
 def test_unknown_words_are_told_from_none() -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wvl_ros.errors import ConfigError
+from wvl_ros.world_model import posture
 from wvl_ros.world_model.kinematics import TCP_OFFSET, Kinematics
 
 MAPS_PER_VIEW = 4
@@ -23,6 +24,7 @@ _PALM = 0.06  # m behind the TCP
 _TABLE_CENTER = (0.5, 0.0)
 _MARKER_WIDTH = 0.8  # grid cells
 _NEAREST = 0.05  # m in front of the camera; nearer points are drawn at this depth
+_FURTHEST = 0.5  # of half an image: a longer shift of the gripper between two frames is cut
 
 
 class CameraGeometry(nn.Module):
@@ -80,24 +82,64 @@ class CameraGeometry(nn.Module):
             maps.append(self._blank(points))
         return torch.stack(maps, 1)
 
-    def warp(self, image: Tensor, taken: Kinematics, seen: Kinematics) -> tuple[Tensor, Tensor]:
-        """Wrist images (B, C, S, S) as they would look from another configuration, if all lay on the table (z = 0).
+    def silhouettes(self, starts: Tensor, ends: Tensor) -> Tensor:
+        """The arm's segments (B, 6, 3) m, see `Posture.segments`, drawn as maps (B, 3, 3, S/2, S/2), -1..1.
+
+        A value is how far inside a segment's outline a place is, in units of a thirtieth of the image, cut at 1.
+        """
+        half = self.size // 2
+        batch = len(starts)
+        places = F.avg_pool2d(self.still(1).permute(0, 3, 1, 2), 2).flatten(2)[0].T / 2  # (half^2, 2), image heights
+        result = starts.new_full((batch, 3, posture.MAPS, half, half), -1.0)
+        radii = starts.new_tensor(posture.RADII)
+        for view in (0, 1):
+            if not self.known[view]:
+                continue
+            a, b = self.project(view, starts), self.project(view, ends)
+            middle = ((starts + ends) / 2 - self.get_buffer(f"position_{view}")) @ self.get_buffer(f"rotation_{view}")
+            radius = radii * self.focal[view] / (-middle[..., 2]).clamp(min=_NEAREST)
+            way = b - a
+            along = (places[None] @ way.transpose(1, 2) - (a * way).sum(2)[:, None]) / (way * way).sum(2).clamp(
+                min=1e-8
+            )[:, None]
+            along = along.clamp(0, 1)[..., None]
+            gap = (places[None, :, None] - a[:, None] - along * way[:, None]).square().sum(3).sqrt()
+            inside = ((radius[:, None] - gap) * 30).clamp(-1, 1)  # (B, half^2, 6)
+            for number in range(posture.MAPS):
+                chosen = [i for i, of in enumerate(posture.MAP_OF) if of == number]
+                result[:, view, number] = inside[..., chosen].amax(2).view(batch, half, half)
+        return result
+
+    def still(self, batch: int) -> Tensor:
+        """(B, S, S, 2): where each pixel is, -1..1 (x right, y down), as `grid_sample` counts."""
+        return (2 * self.get_buffer(f"pixels_{self.size}")).view(1, self.size, self.size, 2).expand(batch, -1, -1, -1)
+
+    def shift(self, view: int, now: Kinematics, then: Kinematics) -> Tensor:
+        """(B, 1, 1, 2): how far the TCP's projection moves in a fixed view, in the units of `still`."""
+        if not self.known[view]:
+            return now.position.new_zeros(len(now.position), 1, 1, 2)
+        points = torch.stack([now.state()[:, :3], then.state()[:, :3]], 1)
+        before, after = self.project(view, points).unbind(1)
+        return (2 * (after - before)).clamp(-_FURTHEST, _FURTHEST)[:, None, None]
+
+    def places(self, taken: Kinematics, seen: Kinematics) -> tuple[Tensor, Tensor]:
+        """Where the wrist view at `seen` finds its pixels in the one at `taken`, if all lay on the table (z = 0).
 
         Returns:
-            The images as seen from `seen`, and where they show what the image `taken` had in view, (B, 1, S, S) bool.
+            Places (B, S, S, 2) in the units of `still`, and whether they are inside that image, (B, S, S) bool.
         """
-        batch = len(image)
+        batch = len(seen.position)
         if not self.known[2]:
-            return image, torch.ones(batch, 1, self.size, self.size, dtype=torch.bool, device=image.device)
+            still = self.still(batch)
+            return still, torch.ones(still.shape[:3], dtype=torch.bool, device=still.device)
         table = F.pad(self._table(seen, self.size), (0, 1))
         position, rotation = self._wrist(taken)
         local = (table - position[:, None]) @ rotation
         depth = -local[..., 2:]
         place = torch.cat([local[..., :1], -local[..., 1:2]], -1) * self.focal[2] / depth.clamp(min=0.02) * 2
         place = torch.where(depth > 0.02, place, torch.full_like(place, 3.0)).clamp(-3, 3)
-        grid = place.view(batch, self.size, self.size, 2)
-        inside = (grid.abs().amax(3) <= 1.0)[:, None]
-        return F.grid_sample(image, grid, align_corners=False, padding_mode="border"), inside
+        place = place.view(batch, self.size, self.size, 2)
+        return place, place.abs().amax(3) <= 1.0
 
     def project(self, view: int, points: Tensor) -> Tensor:
         """Pixels (B, N, 2) from the centre, in image heights (x right, y down), of points (B, N, 3) of the base in a

@@ -1,32 +1,33 @@
-"""The world model: last and first frame, kinematics, three commanded poses and an instruction -> next frame and its
+"""The world model: the frames so far, kinematics, three commanded poses and an instruction -> the next frame and its
 reward.
 
-One network predicts three views together at 5 Hz, each frame from three control steps (15 Hz) of absolute commanded
-poses, and from the same features the probability that the frame is a success state. Diffusion on a linear path: the
-noisy next
-frame is (1 - sigma) * frame + sigma * noise, the network predicts the clean frame; one step from sigma = 1 is the
-default.
+One network draws three views together at 5 Hz, each frame from three control steps (15 Hz) of absolute commanded
+poses, and from the same features tells the probability that the frame is a success state. Diffusion on a linear path:
+the noisy next frame is (1 - sigma) * frame + sigma * noise, the network predicts the clean frame; one step from
+sigma = 1 is the default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from wvl_ros.errors import ConfigError
-from wvl_ros.world_model.blocks import UNet
+from wvl_ros.world_model import composition
+from wvl_ros.world_model.blocks import UNet, zero
 from wvl_ros.world_model.geometry import MAPS_PER_VIEW, CameraGeometry
 from wvl_ros.world_model.instruction import InstructionEncoder
 from wvl_ros.world_model.kinematics import STATE_DIM, Kinematics, Tracking
 from wvl_ros.world_model.patches import VIEWS
+from wvl_ros.world_model.posture import MAPS, Posture
+from wvl_ros.world_model.reward_head import RewardHead
 
 _STATE_SCALE = (0.05,) * 3 + (0.15,) * 6 + (0.3,)  # a usual change in one frame
 
@@ -34,12 +35,50 @@ _STATE_SCALE = (0.05,) * 3 + (0.15,) * 6 + (0.3,)  # a usual change in one frame
 @dataclass
 class WorldModelOutput(BaseOutput):
     """Of one frame: `frame` float32 (B, C, G, G) in -1..1 (clean), `reward` float32 (B,) logit, `kinematics` packed (B,
-    39).
+    39), and the `evidence` that the reward was told from.
     """
 
     frame: Tensor
     reward: Tensor
     kinematics: Tensor
+    evidence: Evidence
+
+
+class Evidence(NamedTuple):
+    """What the reward head judges, without its view of the first frame: `frame` and `features` (B V, ...), the rest (B,
+    ...).
+    """
+
+    frame: Tensor
+    features: Tensor
+    pooled: Tensor
+    arm: Tensor
+    text: Tensor
+
+    def select(self, rows: Tensor) -> Evidence:
+        """Of some of the rollouts (n,)."""
+        views = [part.unflatten(0, (-1, VIEWS))[rows].flatten(0, 1) for part in self[:2]]
+        return Evidence(*views, *(part[rows] for part in self[2:]))
+
+
+class Context(NamedTuple):
+    """What does not change inside a rollout: computed once, used for every frame. Batch first, all of it.
+
+    first (B, C, G, G): the first frame. kinematics (B, 39): of it, packed. calibrated (B,): 1 where the images come
+    from the calibrated cameras, else 0. text (B, instruction_dim). seen (B V, ...): the reward head's view of the first
+    frame.
+    """
+
+    first: Tensor
+    kinematics: Tensor
+    calibrated: Tensor
+    text: Tensor
+    seen: Tensor
+
+    def select(self, rows: Tensor) -> Context:
+        """Of some of the rollouts (n,)."""
+        seen = self.seen.unflatten(0, (-1, VIEWS))[rows].flatten(0, 1)
+        return Context(*(part[rows] for part in self[:4]), seen)
 
 
 class WorldModel(ModelMixin, ConfigMixin):
@@ -57,6 +96,7 @@ class WorldModel(ModelMixin, ConfigMixin):
             `Tracking`.
         success_threshold, success_frames: success is a reward probability above the threshold for so many frames in a
             row.
+        joint_reward: whether the reward head sees the network's features; else it is a classifier of frames alone.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -79,10 +119,11 @@ class WorldModel(ModelMixin, ConfigMixin):
         lowest_tcp: float | None = None,
         success_threshold: float = 0.5,
         success_frames: int = 1,
+        joint_reward: bool = True,
     ) -> None:
         super().__init__()
         grid = image_size // patch
-        if image_size % patch or grid % 4:
+        if image_size % patch or grid % 4 or patch % 2:
             raise ConfigError(f"image_size {image_size} must be a multiple of 4 patches of {patch} pixels.")
         if len(cameras) != VIEWS:
             raise ConfigError(f"The world model has {VIEWS} views, but {len(cameras)} camera calibrations are given.")
@@ -91,41 +132,42 @@ class WorldModel(ModelMixin, ConfigMixin):
         self.grid, self.view_channels = grid, 3 * patch * patch
         self.frame_channels = VIEWS * self.view_channels
         self.tracking = Tracking(max_linear, max_rotation, lowest_tcp)
+        self.posture = Posture()
         self.geometry = CameraGeometry(list(cameras), grid, image_size)
         self.instruction = InstructionEncoder(vocabulary, instruction_dim)
         self.register_buffer("state_scale", torch.tensor(_STATE_SCALE), persistent=False)
         self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(4), persistent=False)
-        axis = torch.linspace(-1, 1, grid)
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
-        self.register_buffer("coordinates", torch.stack([x, y])[None], persistent=False)
+        self.register_buffer("places", _places(grid), persistent=False)
 
         facts = 2 * STATE_DIM + 14 + actions_per_frame * STATE_DIM + 2 * 12 * 4 + 2
         self.condition = nn.Sequential(
-            nn.Linear(facts + instruction_dim, condition_dim),
-            nn.SiLU(),
-            nn.Linear(condition_dim, condition_dim),
-            nn.SiLU(),
+            nn.Linear(facts + instruction_dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim)
         )
-        inputs = 3 * self.frame_channels + 2 * self.view_channels + VIEWS * 2 * MAPS_PER_VIEW + 2
-        self.unet = UNet(inputs, channels, condition_dim)
-        self.to_frame = nn.Conv2d(channels, self.frame_channels, 3, padding=1)
-        self.to_masks = nn.Conv2d(channels, patch * patch * (3 + 3 + 5), 1)
-        wide = 2 * channels
-        self.to_gripper = nn.Linear(2 * wide, 1)
-        self.summary_half, self.summary_full = nn.Conv2d(wide, 24, 1), nn.Conv2d(channels, 12, 1)
-        features = 2 * wide + 24 * (grid // 2) ** 2 + 12 * grid**2 + 3 * STATE_DIM + instruction_dim
-        self.reward_head = nn.Sequential(
-            nn.Linear(features, 160), nn.SiLU(), nn.Linear(160, 96), nn.SiLU(), nn.Linear(96, 1)
-        )
-        for layer in (self.to_frame, self.to_masks, self.to_gripper):
-            nn.init.zeros_(layer.weight)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-        # At first, copy the last frame: the second choice of each view's softmax.
-        assert self.to_masks.bias is not None
-        self.to_masks.bias.data.view(-1, patch * patch)[[1, 4, 7]] = 1.0
+        self.view = nn.Parameter(0.1 * torch.randn(VIEWS, condition_dim))
+        outlines = MAPS * (patch // 2) ** 2
+        inputs = 5 * self.view_channels + 2 * MAPS_PER_VIEW + outlines + 2 + VIEWS
+        self.unet = UNet(inputs, channels, condition_dim, VIEWS, grid)
+        self.to_frame = nn.Conv2d(channels, self.view_channels, 1)
+        self.to_choice = nn.Conv2d(channels, patch * patch * composition.CHOICES, 1)
+        self.to_correction = nn.Conv2d(channels, patch * patch * 2, 1)
+        pooled = 2 * 2 * channels * VIEWS
+        self.to_gripper = nn.Linear(pooled, 1)
+        self.reward_head = RewardHead(self.view_channels, channels, pooled, 3 * STATE_DIM, instruction_dim, grid)
+        for layer in (self.to_frame, self.to_choice, self.to_correction, self.to_gripper):
+            zero(layer)
+        # At first, copy the last frame.
+        assert self.to_choice.bias is not None
+        self.to_choice.bias.data.view(composition.CHOICES, -1)[2] = 1.0
         # nn.Module.to: the one of diffusers imports peft and transformers (seconds).
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def context(self, first: Tensor, kinematics: Tensor, instruction: Tensor, calibrated: Tensor) -> Context:
+        """What `forward` needs of a rollout's start: first frame (B, C, G, G), packed kinematics (B, 39), word numbers
+        (B, words) of `self.instruction.tokens`, `calibrated` (B,).
+        """
+        text = self.instruction(instruction).float()
+        seen = self.reward_head.first(_as_images(composition.views(first)))
+        return Context(first, kinematics.float(), calibrated.float(), text, seen)
 
     def move(self, kinematics: Tensor, actions: Tensor, calibrated: Tensor) -> tuple[Kinematics, Tensor]:
         """The arm alone, from packed kinematics (B, 39) under actions (B, K, 7); `calibrated` (B,) as in `forward`.
@@ -145,45 +187,63 @@ class WorldModel(ModelMixin, ConfigMixin):
         noisy: Tensor,
         sigma: Tensor,
         last: Tensor,
-        first: Tensor,
-        first_kinematics: Tensor,
+        previous: Tensor,
         kinematics: Tensor,
         actions: Tensor,
-        instruction: Tensor,
-        calibrated: Tensor,
+        context: Context,
     ) -> WorldModelOutput:
         """One denoising pass.
 
         Args:
-            noisy: (B, C, G, G) the next frame at noise level `sigma` (B,), 0..1. last, first: frames before.
-            first_kinematics, kinematics: packed (B, 39), of the first and of the last frame.
+            noisy: (B, C, G, G) the next frame at noise level `sigma` (B,), 0..1.
+            last, previous: the frame before, and the one before that (at a start the same again).
+            kinematics: packed (B, 39), of the last frame.
             actions: (B, K, 7) absolute flange poses and gripper commands, K = actions_per_frame.
-            instruction: (B, words) of `self.instruction.tokens`.
-            calibrated: (B,) 1 where the images come from the calibrated cameras, else 0.
+            context: of the rollouts' starts.
         """
+        patch, calibrated = int(self.config["patch"]), context.calibrated
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
             now = Kinematics.unpack(kinematics.float())
             then, commanded = self.move(kinematics.float(), actions.float(), calibrated)
             now_state, then_state = now.state(), then.state()
             facts = self._facts(now, now_state, then_state, commanded, sigma, calibrated)
-            warped = self._warped(last, first, first_kinematics.float(), now, then, calibrated)
-            maps = torch.cat([self.geometry.maps(now), self.geometry.maps(then)], 2).flatten(1, 2)
-            maps = maps * calibrated[:, None, None, None]
-        text = self.instruction(instruction)
-        condition = self.condition(torch.cat([facts, text.float()], 1))
-        place = self.get_buffer("coordinates").expand(len(noisy), -1, -1, -1)
-        full, half = self.unet(_stack([noisy, last, first, warped, maps, place]), condition)
+            first_k = Kinematics.unpack(context.kinematics)
+            given = composition.copies(self.geometry, last, context.first, first_k, now, then, calibrated, patch)
+            outlines = self.geometry.silhouettes(*self.posture.segments(then)).flatten(0, 1)
+            outlines = nn.functional.pixel_unshuffle(outlines, patch // 2).unflatten(0, (-1, VIEWS))
+            maps = torch.cat([self.geometry.maps(now), self.geometry.maps(then), outlines], 2).permute(0, 1, 3, 4, 2)
+            maps = maps * calibrated[:, None, None, None, None]
+            gain = ((1 - sigma) / ((1 - sigma) ** 2 + sigma**2))[:, None, None, None, None]  # of the best linear guess
+            old = composition.views(previous) - given.last
+            parts = [composition.views(noisy) * gain, given.last, old, given.moved, given.first, maps]
+            place = self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1)
+            x = _as_images(torch.cat([*parts, place], 4).to(_precision()))
+        condition = self.condition(torch.cat([facts, context.text], 1))[:, None] + self.view
+        full, half = self.unet(x, torch.nn.functional.silu(condition).flatten(0, 1))
 
-        frame = self._compose(self.to_frame(full), self.to_masks(full), last, first, warped)
-        pooled = torch.cat([half.amax((2, 3)), half.mean((2, 3))], 1)
+        change, choice, correction = (
+            layer(full).permute(0, 2, 3, 1).unflatten(0, (-1, VIEWS)).float()
+            for layer in (self.to_frame, self.to_choice, self.to_correction)
+        )
+        frame = composition.compose(given, change, choice, correction, patch)
+        pooled = torch.cat([half.amax((2, 3)), half.mean((2, 3))], 1).unflatten(0, (-1, VIEWS)).flatten(1)
         gripper = then.gripper + 0.3 * self.to_gripper(pooled).float()
         gripper = gripper + (gripper.clamp(0.0, 1.0) - gripper).detach()  # limited, but the gradient passes
         after = then._replace(gripper=gripper)
         after_state = after.state().detach()
-        seen = [pooled, self.summary_half(half).flatten(1), self.summary_full(full).flatten(1), text]
-        known = [now_state, after_state, (after_state - now_state) / self.get_buffer("state_scale")]
-        reward = self.reward_head(torch.cat([*seen, *known], 1))[:, 0]
-        return WorldModelOutput(frame=frame, reward=reward.float(), kinematics=after.pack())
+        arm = torch.cat([now_state, after_state, (after_state - now_state) / self.get_buffer("state_scale")], 1)
+        clean = _as_images(composition.views(frame.detach()))
+        if not self.config["joint_reward"]:
+            full, pooled = torch.zeros_like(full), torch.zeros_like(pooled)
+        evidence = Evidence(clean, full, pooled, arm, context.text)
+        reward = self.reward_head(context.seen, *evidence)
+        return WorldModelOutput(frame=frame, reward=reward, kinematics=after.pack(), evidence=evidence)
+
+    def judge(self, evidence: Evidence, first: Tensor) -> Tensor:
+        """The reward's logits (B,) once more, from evidence and first frames (B, C, G, G): to train the head alone."""
+        return torch.as_tensor(
+            self.reward_head(self.reward_head.first(_as_images(composition.views(first))), *evidence)
+        )
 
     def _facts(
         self, now: Kinematics, state: Tensor, then: Tensor, commanded: Tensor, sigma: Tensor, calibrated: Tensor
@@ -207,44 +267,19 @@ class WorldModel(ModelMixin, ConfigMixin):
             [state, change, motion, plan, angles.sin(), angles.cos(), sigma[:, None], calibrated[:, None]], 1
         )
 
-    def _warped(
-        self, last: Tensor, first: Tensor, first_k: Tensor, now: Kinematics, then: Kinematics, calibrated: Tensor
-    ) -> Tensor:
-        """Last and first wrist view as seen from the next pose, (B, 2 * view_channels, G, G)."""
-        batch, channels = len(last), self.view_channels
-        wrist = torch.cat([last[:, -channels:], first[:, -channels:]]).float()
-        start = Kinematics.unpack(first_k)
-        taken = Kinematics(*(torch.cat(pair) for pair in zip(now, start, strict=True)))
-        seen = Kinematics(*(part.repeat(2, *[1] * (part.dim() - 1)) for part in then))
-        image = F.pixel_shuffle(wrist, self.config["patch"])
-        moved, inside = self.geometry.warp(image, taken, seen)
-        # What one of the two had not in view is taken from the other; what neither had is grey.
-        other, inside_other = moved.roll(batch, 0), inside.roll(batch, 0)
-        moved = torch.where(inside, moved, torch.where(inside_other, other, torch.zeros_like(moved)))
-        warped = F.pixel_unshuffle(moved, self.config["patch"])
-        warped = torch.where(calibrated.repeat(2)[:, None, None, None] > 0, warped, wrist)
-        return torch.cat([warped[:batch], warped[batch:]], 1)
 
-    def _compose(self, change: Tensor, masks: Tensor, last: Tensor, first: Tensor, warped: Tensor) -> Tensor:
-        """Each pixel is a mixture of a new value and copies: of the last and first frame, in the wrist view also warped
-        ones.
-        """
-        batch, grid, n = len(last), self.grid, self.config["patch"] ** 2
-
-        def views(x: Tensor) -> Tensor:
-            return x.float().reshape(batch, -1, 3, n, grid, grid)
-
-        old, oldest, moved = views(last), views(first), views(warped)
-        new = old + views(change)
-        weights = masks.float()
-        fixed = weights[:, : 6 * n].reshape(batch, 2, 3, 1, n, grid, grid).softmax(2)
-        wrist = weights[:, 6 * n :].reshape(batch, 5, 1, n, grid, grid).softmax(1)
-        exterior = fixed[:, :, 0] * new[:, :2] + fixed[:, :, 1] * old[:, :2] + fixed[:, :, 2] * oldest[:, :2]
-        choices = (new[:, 2], old[:, 2], oldest[:, 2], moved[:, 0], moved[:, 1])
-        hand = sum((wrist[:, i] * choice for i, choice in enumerate(choices)), torch.zeros_like(choices[0]))
-        return torch.cat([exterior.reshape(batch, -1, grid, grid), hand.reshape(batch, -1, grid, grid)], 1)
+def _places(grid: int) -> Tensor:
+    """(V, G, G, 2 + V): where a patch is, -1..1, and of which view."""
+    axis = torch.linspace(-1, 1, grid)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    which = torch.eye(VIEWS)[:, None, None].expand(-1, grid, grid, -1)
+    return torch.cat([torch.stack([x, y], 2).expand(VIEWS, -1, -1, -1), which], 3)
 
 
-def _stack(parts: list[Tensor]) -> Tensor:
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    return torch.cat([part.to(dtype) for part in parts], 1).contiguous(memory_format=torch.channels_last)
+def _as_images(parts: Tensor) -> Tensor:
+    """Views (B, V, G, G, K) as a batch for convolutions (B V, K, G, G), channels last in memory."""
+    return parts.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _precision() -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32

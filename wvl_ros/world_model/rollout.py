@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.world_model.kinematics import Kinematics
-from wvl_ros.world_model.model import WorldModel
+from wvl_ros.world_model.model import Evidence, WorldModel
 
 _BFLOAT16_BATCH = 4  # below it, float32 is as fast
 
@@ -37,6 +37,9 @@ class Rollouts:
         steps: denoising steps a frame. bfloat16: None decides by processor and batch.
         stop_at_success: whether a rollout ends when the reward head has seen success (threshold and run of the model's
             config).
+
+    Attributes:
+        drawn: rows of the rollouts that the last frame was computed for. evidence: what their rewards were told from.
     """
 
     def __init__(
@@ -53,14 +56,17 @@ class Rollouts:
         model.
         """
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        self.first = self.last = frames.contiguous(memory_format=torch.channels_last)
-        self.first_kinematics = self.kinematics = self._base = kinematics.clone()
-        self.calibrated = calibrated.float()
-        self.tokens = self.model.instruction.tokens(instructions)
+        self.last = self._previous = frames.contiguous(memory_format=torch.channels_last)
+        self.kinematics = self._base = kinematics.clone()
+        tokens = self.model.instruction.tokens(instructions)
+        with torch.no_grad():
+            self._context = self.model.context(self.last, kinematics, tokens, calibrated)
         self.success_probability = torch.zeros(len(frames))
         self.active = torch.ones(len(frames), dtype=torch.bool)
         self.success = torch.zeros(len(frames), dtype=torch.bool)
         self._run = torch.zeros(len(frames), dtype=torch.long)
+        self.drawn = torch.empty(0, dtype=torch.long)
+        self.evidence: Evidence | None = None
         self._actions: list[Tensor] = []
 
     def stop(self, which: Tensor) -> None:
@@ -73,7 +79,7 @@ class Rollouts:
         are.
         """
         self._actions.append(actions.float())
-        moved = self.model.move(self.kinematics, actions.float()[:, None], self.calibrated)[0].pack()
+        moved = self.model.move(self.kinematics, actions.float()[:, None], self._context.calibrated)[0].pack()
         self.kinematics = torch.where(self.active[:, None], moved, self.kinematics)
         return self.kinematics
 
@@ -90,10 +96,10 @@ class Rollouts:
             raise ConfigError(f"A frame is made of {per_frame} control steps, but {len(self._actions)} were taken.")
         actions = torch.stack(self._actions, 1)
         self._actions = []
-        rows = self.active.nonzero()[:, 0]
+        self.drawn = rows = self.active.nonzero()[:, 0]
         if len(rows):
             frame, reward, kinematics = self._denoise(rows, actions[rows])
-            self.last, self.kinematics = self.last.clone(), self.kinematics.clone()
+            self._previous, self.last, self.kinematics = self.last, self.last.clone(), self.kinematics.clone()
             self.success_probability = self.success_probability.clone()
             self.last[rows], self.kinematics[rows] = frame, kinematics
             self.success_probability[rows] = reward
@@ -107,6 +113,10 @@ class Rollouts:
             self.move(actions[:, k])
         return self.imagine()
 
+    def in_bfloat16(self, batch: int) -> bool:
+        """Whether so many rollouts are computed in bfloat16."""
+        return self.bfloat16 if self.bfloat16 is not None else batch >= _BFLOAT16_BATCH and has_bfloat16()
+
     def _judge(self, rows: Tensor) -> None:
         high = self.success_probability[rows] > float(self.model.config["success_threshold"])
         self._run[rows] = torch.where(high, self._run[rows] + 1, torch.zeros_like(self._run[rows]))
@@ -119,13 +129,13 @@ class Rollouts:
         noise = torch.stack([torch.randn(shape, generator=self.generators[i]) for i in rows.tolist()])
         x = noise.contiguous(memory_format=torch.channels_last)
         sigmas = torch.linspace(1, 0, self.steps + 1)
-        bfloat16 = self.bfloat16 if self.bfloat16 is not None else len(rows) >= _BFLOAT16_BATCH and has_bfloat16()
-        given = (self.last[rows], self.first[rows], self.first_kinematics[rows], self._base[rows], actions)
-        words, calibrated = self.tokens[rows], self.calibrated[rows]
+        bfloat16 = self.in_bfloat16(len(rows))
+        given = (self.last[rows], self._previous[rows], self._base[rows], actions, self._context.select(rows))
         for now, after in itertools.pairwise(sigmas):
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                out = self.model(x, now.expand(len(rows)), *given, words, calibrated)
+                out = self.model(x, now.expand(len(rows)), *given)
             x = x + (after - now) * (x - out.frame) / now if after > 0 else out.frame
+        self.evidence = out.evidence
         return x.clamp(-1, 1), torch.sigmoid(out.reward), out.kinematics
 
 

@@ -56,6 +56,11 @@ def flange_pose(joints: Array) -> tuple[Array, Array]:
     return flange[:3, 3], flange[:3, :3]
 
 
+def link_positions(joints: Array) -> Array:
+    """Where elbow and wrist are, (2, 3) m in the base frame: the origins of joints 4 and 6."""
+    return np.array(_frames(np.asarray(joints, float))[[3, 5], :3, 3])
+
+
 def flange_jacobian(joints: Array) -> tuple[Array, Array, Array]:
     """Flange position (3,), rotation (3, 3) and geometric Jacobian (6, 7): linear rows in m/rad, then angular."""
     frames = _frames(np.asarray(joints, float))

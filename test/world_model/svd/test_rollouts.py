@@ -51,7 +51,7 @@ def test_a_seed_imagines_the_same_alone_and_among_others(make_svd: Callable[...,
 
 
 def test_a_stopped_rollout_stands_still(make_svd: Callable[..., SVDWorldModel]) -> None:
-    rollouts = ChunkRollouts(make_svd())
+    rollouts = ChunkRollouts(make_svd(guidance=2.0))
     action = _start(rollouts, [1, 2])
     first = _call(rollouts, action)
     rollouts.stop(torch.tensor([False, True]))

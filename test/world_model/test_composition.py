@@ -1,0 +1,70 @@
+"""The next frame is mixed of copies: which one a pixel takes decides what is seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from wvl_ros.world_model import composition, patches
+from wvl_ros.world_model.geometry import CameraGeometry
+from wvl_ros.world_model.kinematics import Kinematics
+
+DOWN = {
+    "position": [0.5, 0.0, 1.0],
+    "rotation": [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
+    "fovy_deg": 60.0,
+    "parent": "base",
+}
+
+
+def _kinematics(y: float) -> Kinematics:
+    pose = torch.tensor([[0.5, y, 0.3, np.pi, 0.0, 0.0]]).repeat(2, 1)
+    return Kinematics.at_rest(pose, torch.zeros(2, 1), torch.cat([pose, torch.zeros(2, 1)], 1))
+
+
+def _frames() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    last, first = (torch.rand(2, 144, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
+    return last, first
+
+
+def _mixed(choice: int, calibrated: float = 1.0) -> torch.Tensor:
+    geometry = CameraGeometry([DOWN, None, None], 16, 64)
+    last, first = _frames()
+    arms = (_kinematics(0.0), _kinematics(0.0), _kinematics(0.04))
+    given = composition.copies(geometry, last, first, *arms, torch.full((2,), calibrated), 4)
+    logits = torch.zeros(2, 3, 16, 16, composition.CHOICES, 16)
+    logits[..., choice, :] = 50.0
+    nothing = torch.zeros(2, 3, 16, 16, 48)
+    return composition.compose(given, nothing + 0.1, logits.flatten(4), nothing[..., :32], 4)
+
+
+def test_each_choice_gives_its_own_picture() -> None:
+    last, first = _frames()
+    assert torch.allclose(_mixed(0), last + 0.1, atol=1e-5)
+    assert torch.allclose(_mixed(2), last, atol=1e-5)
+    assert torch.allclose(_mixed(3), first, atol=1e-5)
+
+
+def test_what_the_hand_holds_comes_along_in_a_calibrated_view_only() -> None:
+    last, _ = _frames()
+    geometry = CameraGeometry([DOWN, None, None], 16, 64)
+    pixels = -float(geometry.shift(0, _kinematics(0.0), _kinematics(0.04))[0, 0, 0, 0]) * 32
+    before = patches.from_patches(patches.to_uint8(last), 4).astype(float)
+    after = patches.from_patches(patches.to_uint8(_mixed(1)), 4).astype(float)
+    whole = int(pixels)
+    part = pixels - whole
+    expected = (1 - part) * before[:, 0, :, 20 + whole : 40 + whole] + part * before[:, 0, :, 21 + whole : 41 + whole]
+    assert np.abs(after[:, 0, :, 20:40] - expected).max() < 2
+    assert np.abs(after[:, 1:] - before[:, 1:]).max() < 2
+    assert torch.allclose(_mixed(1, calibrated=0.0), last, atol=1e-4)
+
+
+def test_a_frame_comes_back_from_views_and_images() -> None:
+    last, _ = _frames()
+    views = composition.views(last)
+    assert torch.equal(composition.frame(views), last)
+    assert torch.equal(composition.unimages(composition.images(views, 4), 4), views)
+    pixels = composition.images(views, 4)[0, 2].permute(1, 2, 0)
+    shown = patches.from_patches(patches.to_uint8(last), 4)[0, 2]
+    assert np.abs((pixels.numpy() + 1) * 127.5 - shown).max() <= 0.5

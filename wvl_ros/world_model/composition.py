@@ -1,0 +1,135 @@
+"""The next frame as a mixture of copies and new values, and where the copies come from.
+
+Each pixel is mixed of four: a new value, the last frame moved, the last frame, and the first one. Moved means: in the
+fixed views by what the gripper's projection moves (so that what the hand holds comes along sharply), in the wrist view
+as the table would seem to move; in both, the network adds its own correction. What need not be drawn anew does not
+drift.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wvl_ros.world_model.geometry import CameraGeometry
+from wvl_ros.world_model.kinematics import Kinematics
+from wvl_ros.world_model.patches import VIEWS
+
+CHOICES = 4  # new, moved, last, first
+REACH = 0.125  # of the image: the longest correction of a motion, 8 of 64 pixels
+
+
+class Copies(NamedTuple):
+    """What a next frame can be copied from; all as views (B, V, G, G, K) with K = 3 patch^2 channels.
+
+    `first` is warped in the wrist view. `place` (B, V, S, S, 2) is where each pixel of `moved` was in the last frame,
+    -1..1; `inside` (B, V, S, S) whether the last frame shows it.
+    """
+
+    last: Tensor
+    moved: Tensor
+    first: Tensor
+    place: Tensor
+    inside: Tensor
+
+
+def copies(
+    geometry: CameraGeometry,
+    last: Tensor,
+    first: Tensor,
+    first_k: Kinematics,
+    now: Kinematics,
+    then: Kinematics,
+    calibrated: Tensor,
+    patch: int,
+) -> Copies:
+    """The copies for frames `last` and `first` (B, C, G, G); `calibrated` (B,) 0 leaves all where it is."""
+    batch = len(last)
+    known = calibrated[:, None, None, None] > 0
+    last_views, first_views = views(last), views(first)
+    last_images, first_images = images(last_views, patch), images(first_views, patch)
+    still = geometry.still(batch)
+    shifts = [torch.where(known, still - geometry.shift(view, now, then), still) for view in (0, 1)]
+    table, inside_last = geometry.places(now, then)
+    table_first, inside_first = geometry.places(first_k, then)
+    table, table_first = torch.where(known, table, still), torch.where(known, table_first, still)
+    moved = sample(last_images[:, 2], table)
+    warped = sample(first_images[:, 2], table_first)
+    # What one of the two had not in view is taken from the other; what neither had is grey.
+    from_last, from_first = (inside[:, None] | ~known for inside in (inside_last, inside_first))
+    nothing = torch.zeros_like(moved)
+    filled = torch.where(from_last, moved, torch.where(from_first, warped, nothing))
+    filled_first = torch.where(from_first, warped, torch.where(from_last, moved, nothing))
+    moved_images = torch.stack([sample(last_images[:, v], shifts[v]) for v in (0, 1)] + [filled], 1)
+    all_inside = torch.ones_like(from_last[:, 0])
+    return Copies(
+        last=last_views,
+        moved=unimages(moved_images, patch),
+        first=torch.cat([first_views[:, :2], unimages(filled_first[:, None], patch)], 1),
+        place=torch.stack([*shifts, table], 1),
+        inside=torch.stack([all_inside, all_inside, from_last[:, 0]], 1),
+    )
+
+
+def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, patch: int) -> Tensor:
+    """The next frame (B, C, G, G).
+
+    Args:
+        change: (B, V, G, G, K) what new values add to the last frame. choice: (B, V, G, G, 4 patch^2) logits.
+        correction: (B, V, G, G, 2 patch^2) of where the moved pixels were, in units of `REACH`.
+    """
+    batch, _, grid = given.last.shape[:3]
+    n = patch * patch
+    size = grid * patch
+    offset = correction.reshape(batch, VIEWS, grid, grid, 2, patch, patch).permute(0, 1, 2, 5, 3, 6, 4)
+    place = given.place + 2 * REACH * torch.tanh(offset.reshape(batch, VIEWS, size, size, 2))
+    source = images(given.last, patch).flatten(0, 1)
+    moved = unimages(sample(source, place.flatten(0, 1)).unflatten(0, (batch, VIEWS)), patch)
+    inside = given.inside.reshape(batch, VIEWS, grid, patch, grid, patch).permute(0, 1, 2, 4, 3, 5)
+    inside = inside.reshape(batch, VIEWS, grid, grid, 1, n)
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(4, (3, n))
+
+    weights = choice.unflatten(4, (CHOICES, n)).softmax(4)
+    old = split(given.last)
+    moved = torch.where(inside, split(moved), split(given.moved))
+    new = old + split(change)
+    parts = (new, moved, old, split(given.first))
+    mixed = weights[..., 0:1, :] * parts[0]
+    for i in range(1, CHOICES):
+        mixed = mixed + weights[..., i : i + 1, :] * parts[i]
+    return frame(mixed.flatten(4))
+
+
+def views(frames: Tensor) -> Tensor:
+    """Frames (B, V K, G, G) as views (B, V, G, G, K) float32."""
+    return frames.float().unflatten(1, (VIEWS, -1)).permute(0, 1, 3, 4, 2).contiguous()
+
+
+def frame(parts: Tensor) -> Tensor:
+    """The inverse of `views`; channels last in memory."""
+    return parts.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def images(parts: Tensor, patch: int) -> Tensor:
+    """Views (B, V, G, G, 3 patch^2) as images (B, V, 3, S, S)."""
+    batch, count, grid = parts.shape[:3]
+    split = parts.reshape(batch, count, grid, grid, 3, patch, patch).permute(0, 1, 4, 2, 5, 3, 6)
+    return split.reshape(batch, count, 3, grid * patch, grid * patch)
+
+
+def unimages(pictures: Tensor, patch: int) -> Tensor:
+    """The inverse of `images`."""
+    batch, count, _, size, _ = pictures.shape
+    grid = size // patch
+    split = pictures.reshape(batch, count, 3, grid, patch, grid, patch).permute(0, 1, 3, 5, 2, 4, 6)
+    return split.reshape(batch, count, grid, grid, 3 * patch * patch)
+
+
+def sample(pictures: Tensor, place: Tensor) -> Tensor:
+    """Images (N, 3, S, S) looked up at `place` (N, S, S, 2) in -1..1, between pixels linearly."""
+    return F.grid_sample(pictures, place, align_corners=False, padding_mode="border")
