@@ -30,7 +30,7 @@ from wvl_ros.world_model.loading import load_world_model
 
 CONFIG = """
 model: {channels: 16, condition_dim: 32, rig: tabletop}
-training: {batch: 4, tracking_effort: 0.02, validation_episodes: 4, warmup: 5, learning_rate: 0.002, 
+training: {batch: 4, tracking_effort: 0.02, validation_episodes: 4, warmup: 5, learning_rate: 0.002,
   reward_fit_share: 0}
 """
 
