@@ -34,9 +34,12 @@ TOPICS: dict[str, type] = {
 
 @dataclass
 class RunningEpisode:
-    """The episode the policy acts in. `due`: the step that wants the next chunk; None before the first."""
+    """The episode the policy acts in. `asked`: the step it was last asked about; `due`: the one that wants the next
+    chunk; None before the first.
+    """
 
     status: EpisodeStatus
+    asked: int | None = None
     due: int | None = None
     chunks: int = 0
 
@@ -77,6 +80,7 @@ class PolicyNode(WvlNode):
         self._episode: RunningEpisode | None = None
         self._waiting: ObservationSet | None = None
         self._policy: Policy | None = None
+        self._answered: ActionChunk | None = None
         self._publisher: Publisher | None = None
         self._warned: dict[str, float] = {}
         for topic, kind in TOPICS.items():
@@ -132,12 +136,20 @@ class PolicyNode(WvlNode):
         episode = self._episode
         assert episode is not None
         if episode.due is not None and reward.step < episode.due:
+            if reward.step == episode.asked:
+                self._answer_again(reward.episode_id, int(reward.step))
             return
-        episode.due = reward.step + self._policy.execute_steps
+        episode.asked, episode.due = reward.step, reward.step + self._policy.execute_steps
         seed = self._seed if self._seed >= 0 else int(status.seed)
         names = (reward.episode_id, status.instruction, seed, int(reward.step), episode.chunks)
         self._questions.put(Question(observation, *names, first=first))
         episode.chunks += 1
+
+    def _answer_again(self, name: str, step: int) -> None:
+        """A world that shows an observation again has not got its chunk: it had not met this publisher yet, say."""
+        answer = self._answered
+        if answer is not None and self._publisher is not None and (answer.episode_id, answer.step) == (name, step):
+            self._publisher.publish(answer)
 
     def _world_gone(self) -> None:
         if self._episode is not None:
@@ -180,7 +192,9 @@ class PolicyNode(WvlNode):
         header = {"episode_id": question.episode_id, "chunk_id": question.chunk_id, "step": question.step}
         stamp = to_time(question.observation.stamp)
         assert self._publisher is not None
-        self._publisher.publish(chunk_message(chunk, policy.action_space, policy.execute_steps, header, stamp))
+        answer = chunk_message(chunk, policy.action_space, policy.execute_steps, header, stamp)
+        self._publisher.publish(answer)
+        self._answered = answer
 
     def close(self) -> None:
         """Ends the policy's thread."""
