@@ -82,7 +82,7 @@ def robot(environment, monkeypatch):
 def test_it_answers_when_a_chunk_is_used_up_and_forgets_between_episodes(robot, start):
     policy = start("policy", policy="replay", source="droid")
     robot.ready()
-    for number, name in enumerate(("a", "b")):
+    for name in ("a", "b"):
         robot.begin(name)
         while not robot.answers(name):  # a subscription that is not matched yet loses the first ones
             robot.observe(name, 0)
