@@ -50,7 +50,7 @@ def test_a_reward_head_cannot_learn_from_one_outcome(
 ) -> None:
     for i, outcome in enumerate(outcomes):
         make_episode(seed=i, outcome=outcome).save(tmp_path / f"{i}.safetensors")
-    with pytest.raises(ConfigError, match=f"add {missing}"):
+    with pytest.raises(ConfigError, match=f"Add {missing}"):
         _open(tmp_path)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from wvl_ros.training.frame_cache import FrameCache
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.kinematics import Kinematics
-from wvl_ros.world_model.model import WorldModel
+from wvl_ros.world_model.model import Evidence, WorldModel
 
 _BATCH, _RATE = 48, 1e-3
 
@@ -42,11 +42,11 @@ def fit_classifier(
         before, now = (Kinematics.unpack(cache.kinematics[r]).state() for r in (step_before, step_now))
         with torch.no_grad():
             text = model.instruction(tokens[episode])
-        images, first_images = (composition.views(x).flatten(0, 1).permute(0, 3, 1, 2) for x in (frame, first))
+        images = composition.views(frame).flatten(0, 1).permute(0, 3, 1, 2)
         nothing = images.new_zeros(len(images), model.to_frame.in_channels, *images.shape[2:])
         pooled = images.new_zeros(len(rows), model.to_gripper.in_features)
         arm = torch.cat([before, now, (now - before) / scale], 1)
-        logit = head(images, nothing, head.first(first_images), pooled, arm, text)
+        logit = model.judge(Evidence(images, nothing, pooled, arm, text), first)
         loss = F.binary_cross_entropy_with_logits(logit, cache.rewards[step_now])
         optimizer.zero_grad()
         loss.backward()

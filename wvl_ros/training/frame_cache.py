@@ -84,12 +84,21 @@ class FrameCache:
     def select(self, episodes: list[int]) -> FrameCache:
         """Some of the episodes; the frames and numbers stay where they are."""
         rows = torch.tensor(episodes, dtype=torch.long)
-        texts = ("instructions", "outcomes", "tasks", "sources")
-        places = ("frame_start", "frame_count", "step_start", "step_count", "calibrated")
+
+        def some(texts: list[str]) -> list[str]:
+            return [texts[i] for i in episodes]
+
         return replace(
             self,
-            **{name: getattr(self, name)[rows] for name in places},
-            **{name: [getattr(self, name)[i] for i in episodes] for name in texts},
+            frame_start=self.frame_start[rows],
+            frame_count=self.frame_count[rows],
+            step_start=self.step_start[rows],
+            step_count=self.step_count[rows],
+            calibrated=self.calibrated[rows],
+            instructions=some(self.instructions),
+            outcomes=some(self.outcomes),
+            tasks=some(self.tasks),
+            sources=some(self.sources),
             fingerprint=_digest(self.fingerprint, str(episodes)),
         )
 
@@ -100,7 +109,7 @@ class StackedFrames:
     def __init__(self, parts: list[NDArray[np.uint8] | StackedFrames]) -> None:
         self._parts = parts
         self._ends = np.cumsum([part.shape[0] for part in parts])
-        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), *parts[0].shape[1:])
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[np.uint8]:
         if isinstance(rows, slice):
@@ -117,15 +126,21 @@ def join(first: FrameCache, second: FrameCache) -> FrameCache:
     """The episodes of two caches, the first one's first."""
     if first.frames.shape[1:] != second.frames.shape[1:]:
         raise ValueError(f"frames of {first.frames.shape[1:]} and {second.frames.shape[1:]}")
-    tensors = ("kinematics", "actions", "rewards", "frame_count", "step_count", "calibrated")
-    texts = ("instructions", "outcomes", "tasks", "sources")
     return replace(
         first,
         frames=StackedFrames([first.frames, second.frames]),
-        **{name: torch.cat([getattr(first, name), getattr(second, name)]) for name in tensors},
-        **{name: getattr(first, name) + getattr(second, name) for name in texts},
+        kinematics=torch.cat([first.kinematics, second.kinematics]),
+        actions=torch.cat([first.actions, second.actions]),
+        rewards=torch.cat([first.rewards, second.rewards]),
         frame_start=torch.cat([first.frame_start, second.frame_start + first.frames.shape[0]]),
+        frame_count=torch.cat([first.frame_count, second.frame_count]),
         step_start=torch.cat([first.step_start, second.step_start + len(first.rewards)]),
+        step_count=torch.cat([first.step_count, second.step_count]),
+        calibrated=torch.cat([first.calibrated, second.calibrated]),
+        instructions=first.instructions + second.instructions,
+        outcomes=first.outcomes + second.outcomes,
+        tasks=first.tasks + second.tasks,
+        sources=first.sources + second.sources,
         fingerprint=_digest(first.fingerprint, second.fingerprint),
     )
 

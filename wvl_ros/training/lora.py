@@ -14,7 +14,7 @@ from torch import nn
 from wvl_ros.errors import ConfigError
 
 ADAPTER_FOLDER = "adapter"
-_NOT = "tracking."  # the servo is fitted by itself
+_NOT = ("tracking.", "posture.")  # these are fitted by themselves
 
 
 def add_lora(model: nn.Module, rank: int) -> Any:
@@ -33,7 +33,7 @@ def add_lora(model: nn.Module, rank: int) -> Any:
         if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(_NOT)
     ]
     wrapper = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=names))
-    nn.Module.to(wrapper, memory_format=torch.channels_last)
+    nn.Module.to(wrapper, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return wrapper
 
 

@@ -7,20 +7,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wvl_ros.errors import ConfigError
+from wvl_ros.sans.episodes import list_episodes
 from wvl_ros.training.frame_cache import FrameCache, join, open_cache
 from wvl_ros.training.world_model_settings import DEFAULT_RIG, WorldModelTraining
+from wvl_ros.worlds.imagined import is_calibrated
+
+_POSTURES = 150  # episodes whose joints are looked at
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Episodes of a run: `replayed` bool (E,) marks the old ones among those of `cache`."""
+    """Episodes of a run: `replayed` bool (E,) marks the old ones among those of `cache`; `path` leads to the new."""
 
     cache: FrameCache
     replayed: Tensor
+    path: Path
+
+    def posture_samples(self, rig: str) -> tuple[Tensor, Tensor] | None:
+        """`posture_samples` of some episodes of the calibrated rig, evenly over all; None where there are none."""
+        from wvl_ros.training.posture import posture_samples
+
+        entries = list_episodes(self.path)
+        rows = np.linspace(0, len(entries) - 1, min(_POSTURES, len(entries))).round().astype(int)
+        episodes = [entries[i].load(images=False) for i in rows]
+        own = [episode for episode in episodes if is_calibrated(episode, rig)]
+        return posture_samples(own) if own else None
 
     def weights(self, settings: WorldModelTraining) -> Tensor:
         """(E,) how often an episode is drawn: by `replay_share`, and within old and new ones by `other_rigs`."""
@@ -58,7 +74,7 @@ def open_data(
         cache = join(cache, old)
         replayed = torch.cat([replayed, torch.ones(len(old), dtype=torch.bool)])
     check(cache, data)
-    return TrainingData(cache, replayed)
+    return TrainingData(cache, replayed, data)
 
 
 def cache_shape(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,12 +113,11 @@ def check(cache: FrameCache, data: Path) -> None:
             f"No episode of '{data}' is long enough: the world model needs two frames, that is {needed} steps; "
             "record longer ones."
         )
-    told = [outcome for outcome, known in zip(cache.outcomes, cache.labelled.tolist(), strict=True) if known]
-    missing = "successes" if "success" not in told else "near-successes or failures" if len(set(told)) == 1 else ""
+    told = {outcome for outcome, known in zip(cache.outcomes, cache.labelled.tolist(), strict=True) if known}
+    missing = "successes" if "success" not in told else "near-successes or failures" if len(told) == 1 else ""
     if missing:
-        what = f"{len(told)} of {len(cache)} episodes in '{data}' have an outcome, and all of these are '{told[0]}'"
+        all_are = f"are all '{told.pop()}'" if len(told) == 1 else "hold no success" if told else "have no outcome"
         raise ConfigError(
-            f"{what if len(set(told)) == 1 else f'None of the {len(cache)} episodes in {data} is a success'}: the "
-            f"reward head cannot learn from that; add {missing} (wvl collect, wvl label) or replay older episodes "
-            "(--replay)."
+            f"The {len(cache)} episodes of '{data}' {all_are}: the reward head cannot learn from that. Add {missing} "
+            "(wvl collect, wvl label) or replay older episodes (--replay)."
         )

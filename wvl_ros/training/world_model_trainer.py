@@ -14,6 +14,7 @@ from torch import Tensor
 from wvl_ros.errors import ConfigError
 from wvl_ros.training import checkpointing, lora
 from wvl_ros.training.journal import Journal
+from wvl_ros.training.posture import fit_posture
 from wvl_ros.training.processes import Processes
 from wvl_ros.training.slots import Slots, SlotSettings
 from wvl_ros.training.tracking import fit_others, fit_tracking, tracking_errors
@@ -47,7 +48,7 @@ class Trainer:
         lora_rank: int = 0,
         processes: Processes | None = None,
     ) -> None:
-        self.settings, self.cache, self.out = settings, data.cache, out
+        self.settings, self.data, self.cache, self.out = settings, data, data.cache, out
         self.processes = processes or Processes()
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.fresh = start is None
@@ -57,10 +58,12 @@ class Trainer:
                 start = with_words(start, data.cache.instructions)
             self.model: WorldModel = self._saved_model() or start or build_model(settings, data.cache)
             self.adapter: Any = lora.add_lora(self.model, lora_rank) if lora_rank else None
-        self.average_adapter = copy.deepcopy(self.adapter)
-        self.average: WorldModel = (
-            self.average_adapter.base_model.model if self.adapter else copy.deepcopy(self.model)
-        ).eval()
+        self.average_adapter: Any = None
+        if self.adapter is None:
+            self.average: WorldModel = copy.deepcopy(self.model).eval()
+        else:
+            self.average_adapter = copy.deepcopy(self.adapter).eval()
+            self.average = self.average_adapter.base_model.model
         slots = SlotSettings(*(getattr(settings, f.name) for f in fields(SlotSettings)))
         self.slots = Slots(data.cache, slots, self.generator, data.weights(settings), self.processes)
         self.labelled = data.cache.labelled
@@ -72,22 +75,28 @@ class Trainer:
         self.validations: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
-        """Takes up the state on disk, or fits the servo and starts."""
+        """Takes up the state on disk, or fits servo and posture and starts."""
         path = self.out / STATE_FILE
         resumed = path.is_file()
-        tracking = self.model.tracking
+        tracking, posture = self.model.tracking, self.model.posture
         if resumed:
             tensors, facts = checkpointing.load_state(path)
             checkpointing.restore_module(self.model, tensors, "model")
             checkpointing.restore_module(self.average, tensors, "average")
         else:
+            effort, fitted = self.settings.tracking_effort, {}
             if self.fresh:
-                fit_tracking(tracking, self.cache, self.generator, self.settings.tracking_effort)
+                fit_tracking(tracking, self.cache, self.generator, effort)
+                samples = self.data.posture_samples(str(self.model.config["rig"]))
+                if samples is not None:
+                    fitted = fit_posture(posture, *samples, self.generator, max(1, round(1500 * effort)))
             else:
                 fit_others(tracking, self.cache, self.generator)
             self.processes.copy_from_main(self.model)
             self.average.tracking.load_state_dict(tracking.state_dict())
-        tracking.requires_grad_(False)
+            self.average.posture.load_state_dict(posture.state_dict())
+        for part in (tracking, posture):
+            part.requires_grad_(False).zero_grad(set_to_none=True)
         if not self.joint:
             self.model.reward_head.requires_grad_(False)  # it is fitted after the run
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -103,7 +112,7 @@ class Trainer:
                 self.slots.restore(tensors)
         self.journal = Journal(self.out, self.step, writes=self.processes.main)
         if not resumed:
-            self.log("servo", tracking_errors(tracking, self.cache))
+            self.log("servo", tracking_errors(tracking, self.cache) | fitted)
 
     def checkpoint(self) -> None:
         """Writes the state and the averaged weights; every process must call it."""

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wvl_ros.errors import CheckpointError
+from wvl_ros.world_model import checksums
 
 Weights = dict[str, Tensor]
 NAMES = (
@@ -73,6 +74,8 @@ def read_weights(path: Path | str) -> Weights:
             name: tensor for shard in shards for name, tensor in read_weights(path.parent / Path(shard).name).items()
         }
     if path.suffix == ".safetensors":
+        checksums.refuse_pickle(path)
+        checksums.check(path)
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
