@@ -41,8 +41,11 @@ def load_large(config: dict[str, Any], folder: Path, device: str | None = None) 
     Raises:
         CheckpointError: weights are missing, damaged or of another architecture.
     """
+    from diffusers.models.modeling_utils import no_init_weights
+
     weights = read_weights(folder)
-    model = new_large(config, folder)
+    with no_init_weights():  # every weight is overwritten: 2 billion random numbers would take a minute
+        model = new_large(config, folder)
     # Module's own: that of diffusers warns of layers it would keep in float32, of which there are none.
     torch.nn.Module.to(model, next(iter(weights.values())).dtype)
     fit(model, weights, folder)

@@ -10,6 +10,7 @@ from torch import Tensor
 from wvl_ros.world_model.cosmos import flow
 from wvl_ros.world_model.cosmos.model import CosmosWorldModel
 from wvl_ros.world_model.heads import Truth, head_losses
+from wvl_ros.world_model.poses import relative
 
 
 class Batch(NamedTuple):
@@ -39,8 +40,6 @@ def loss(
 
     As upstream, the image loss is the mean over all latent frames, of which the given ones contribute nothing.
     """
-    from wvl_ros.world_model.poses import relative
-
     clean = batch.latents.float()
     device, size = clean.device, len(clean)
     sigma = flow.draw_sigma(size, clean.shape[2], generator).to(device)

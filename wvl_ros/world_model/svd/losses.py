@@ -55,9 +55,10 @@ def loss(
     history = (clean[:, :past] + normal(*clean[:, :past].shape) * blur) * (1 + blur**2).rsqrt()
 
     sigma = edm.draw_sigma(size, generator).to(device)
-    s = edm.scaling(sigma.view(-1, 1, 1, 1, 1))
+    wide = sigma.view(-1, 1, 1, 1, 1)
+    s = edm.scaling(wide)
     target = clean[:, past:]
-    noisy = target + normal(*target.shape) * s.noise.mul(4).exp()
+    noisy = target + normal(*target.shape) * wide
     beside = (present / model.vae.config.scaling_factor)[:, None].expand(-1, clean.shape[1], -1, -1, -1)
     given = torch.cat([torch.cat([history, noisy * s.into], 1), beside], 2)
     kept = uniform(size, 1, 1) >= float(model.config["action_dropout"])
