@@ -22,7 +22,7 @@ from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.worlds import droid
-from wvl_ros.worlds.imagined import is_calibrated
+from wvl_ros.worlds.imagined_start import is_calibrated
 from wvl_ros.worlds.recorded import commanded_poses
 
 _KINEMATICS, _ACTION = 39, 7

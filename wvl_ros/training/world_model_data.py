@@ -15,7 +15,7 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.sans.episodes import list_episodes
 from wvl_ros.training.frame_cache import FrameCache, join, open_cache
 from wvl_ros.training.world_model_settings import DEFAULT_RIG, WorldModelTraining
-from wvl_ros.worlds.imagined import is_calibrated
+from wvl_ros.worlds.imagined_start import is_calibrated
 
 _POSTURES = 150  # episodes whose joints are looked at
 

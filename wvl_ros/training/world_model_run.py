@@ -18,10 +18,10 @@ from tqdm import tqdm
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.blind import BlindBaseline, fit_blind, load_blind, save_blind_file
 from wvl_ros.training import checkpointing
-from wvl_ros.training.frame_cache import open_cache
+from wvl_ros.training.frame_cache import FrameCache, open_cache
 from wvl_ros.training.processes import Processes
 from wvl_ros.training.validation import Verdict, best, draw, exhausted, validate
-from wvl_ros.training.world_model_data import cache_shape, open_data
+from wvl_ros.training.world_model_data import cache_shape, chosen, open_data
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining
 from wvl_ros.training.world_model_trainer import Trainer
 from wvl_ros.world_model.model import WorldModel
@@ -73,7 +73,9 @@ class Run:
         self.settings, self.out, self.processes = settings, out, processes
         shape = cache_shape(sources.start.config if sources.start is not None else settings.model)
         data = open_data(settings, shape, sources.data, sources.replay)
-        self.held = open_cache(sources.validation, **shape) if sources.validation else None
+        self.held: FrameCache | None = None
+        if sources.validation is not None:
+            self.held = chosen(open_cache(sources.validation, **shape), settings, sources.validation)
         self.trainer = Trainer(
             settings, data, out, start=sources.start, lora_rank=sources.lora_rank, processes=processes
         )
