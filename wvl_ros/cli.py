@@ -38,6 +38,7 @@ COMMANDS = (
     Command(("verify",), "wvl_ros.commands.verify", "Check every file of a SANS dataset."),
     Command(("export",), "wvl_ros.commands.export", "Turn an episode of a SANS dataset back into a bag."),
     Command(("bag", "repair"), "wvl_ros.commands.bag", "Make a bag readable whose recorder was killed."),
+    Command(("import", "world-model"), "wvl_ros.commands.import_weights", "Take over published world-model weights."),
     Command(("render",), "wvl_ros.commands.render", "Make a video and a contact sheet of an episode."),
     Command(("train", "world-model"), "wvl_ros.training.world_model", "Fit the world model to a folder of episodes."),
     Command(("train", "policy"), "wvl_ros.training.policy", "Train the policy."),
@@ -47,6 +48,7 @@ COMMANDS = (
 )
 GROUPS = {
     "bag": "Mend bags.",
+    "import": "Take over weights that others published.",
     "up": "Start a graph of nodes.",
     "train": "Train a model.",
     "evaluate": "Measure a model.",
