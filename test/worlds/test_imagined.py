@@ -58,7 +58,8 @@ def test_the_arm_follows_the_commanded_poses(model: WorldModel, make_episode: Ca
 
 def test_the_same_seed_imagines_the_same(model: WorldModel, make_episode: Callable[..., Episode]) -> None:
     episode = make_episode(steps=7)
-    first, again, other = (_play(ImaginedWorld(model=model), episode, seed)[-1] for seed in (5, 5, 6))
+    # One step from pure noise draws the mean, whatever the seed; with two, the noise shows.
+    first, again, other = (_play(ImaginedWorld(model=model, steps=2), episode, seed)[-1] for seed in (5, 5, 6))
     camera = droid.CAMERAS[0]
     assert np.array_equal(first[camera], again[camera])
     assert not np.array_equal(first[camera], other[camera])

@@ -181,7 +181,7 @@ class RewardModel:
 
         from wvl_ros.training.frame_cache import episode_arrays, episode_frames
         from wvl_ros.world_model import patches
-        from wvl_ros.worlds.imagined import is_calibrated
+        from wvl_ros.worlds.imagined_start import is_calibrated
 
         model, every = self.model, int(self.model.config["actions_per_frame"])
         frames = patches.to_tensor(

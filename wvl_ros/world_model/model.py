@@ -78,7 +78,7 @@ class Context(NamedTuple):
     def select(self, rows: Tensor) -> Context:
         """Of some of the rollouts (n,)."""
         seen = self.seen.unflatten(0, (-1, VIEWS))[rows].flatten(0, 1)
-        return Context(*(part[rows] for part in self[:4]), seen)
+        return Context(self.first[rows], self.kinematics[rows], self.calibrated[rows], self.text[rows], seen)
 
 
 class WorldModel(ModelMixin, ConfigMixin):

@@ -68,5 +68,6 @@ class Posture(nn.Module):
             "tip_left": tcp + half,
             "tip_right": tcp - half,
         }
-        starts, ends = (torch.stack([points[segment[i]] for segment in _SEGMENTS], 1) for i in (0, 1))
+        starts = torch.stack([points[start] for start, *_ in _SEGMENTS], 1)
+        ends = torch.stack([points[end] for _, end, *_ in _SEGMENTS], 1)
         return starts, ends

@@ -10,22 +10,20 @@ import torch
 from numpy.typing import NDArray
 
 from wvl_ros.checkpoints import find
-from wvl_ros.errors import ConfigError, EpisodeError, ObservationError
+from wvl_ros.errors import ConfigError
 from wvl_ros.sans.episode import Episode
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.imagination import ImaginedFrames, imagination
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.loading import load_world_model
-from wvl_ros.world_model.rollout import first_kinematics
 from wvl_ros.worlds import droid
+from wvl_ros.worlds.imagined_start import MAX_STEPS, find_start, fresh_episode
 from wvl_ros.worlds.interface import Observation, World
-from wvl_ros.worlds.recorded import commanded_poses
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
 
 _IK_STEPS = 5
-_MAX_STEPS = 90  # of a start that neither its task nor the rest of its recording limits
 
 
 class ImaginedWorld(World):
@@ -61,7 +59,7 @@ class ImaginedWorld(World):
         task: str = "pick_place",
         action_space: droid.ActionSpace = "cartesian_position",
     ) -> None:
-        super().__init__(image_height, image_width, max_steps or _MAX_STEPS, action_space)
+        super().__init__(image_height, image_width, max_steps or MAX_STEPS, action_space)
         self._fixed_max_steps = max_steps
         self.model = model if model is not None else load_world_model(find("world_model", checkpoint))
         self._rollout = imagination(self.model, steps=steps)
@@ -90,32 +88,26 @@ class ImaginedWorld(World):
         options = dict(options or {})
         noise_seed = int(self.np_random.integers(2**31)) if seed is None else seed
         source = options.get("source")
-        episode, start = (
-            (self._fresh(noise_seed, options), 0) if source is None else (source, options.get("start") or 0)
-        )
-        if not 0 <= int(start) < len(episode):
-            raise EpisodeError(f"The source has steps 0 to {len(episode) - 1}; it cannot start at {start}.")
-        images = self._first_images(episode, int(start))
-        kinematics = _kinematics(episode, int(start))
-        views = [patches.resize(images[camera][None], *self._rollout.image_size) for camera in droid.CAMERAS]
-        self._instruction = str(options.get("instruction") or episode.instruction)
-        self._task_name = str(options.get("task") or episode.task)
-        self.max_steps = self._fixed_max_steps or _limit(self._task_name, len(episode) - 1 - int(start))
-        self._calibrated = is_calibrated(episode, str(self.model.config["rig"]))
+        episode, step = (self._fresh(noise_seed, options), 0) if source is None else (source, options.get("start") or 0)
+        words = {name: str(options.get(name) or "") for name in ("instruction", "task")}
+        start = find_start(episode, int(step), self._rollout, str(self.model.config["rig"]), **words)
+        self._instruction, self._task_name = start.instruction, start.task
+        self.max_steps = self._fixed_max_steps or start.max_steps
+        self._calibrated = start.calibrated
         self._rollout.start(
-            torch.from_numpy(np.stack(views, 1)),
-            kinematics,
-            [self._instruction],
-            torch.tensor([float(self._calibrated)]),
+            torch.from_numpy(start.views)[None],
+            start.kinematics,
+            [start.instruction],
+            torch.tensor([float(start.calibrated)]),
             [noise_seed],
         )
-        self._joints = self._commanded_joints = np.array(episode.joint_position[int(start)], float)
+        self._joints = self._commanded_joints = start.joints
         self._images = {
-            camera: patches.resize(images[camera][None], self.image_height, self.image_width)[0]
+            camera: patches.resize(start.images[camera][None], self.image_height, self.image_width)[0]
             for camera in droid.CAMERAS
         }
         self.step_count, self._started, self.last_call = 0, True, None
-        return self._observe(episode.cartesian_position[int(start)]), self._info(False, "")
+        return self._observe(start.pose), self._info(False, "")
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step; see `World.step`. Reward and success are the reward head's, at each new frame."""
@@ -161,37 +153,7 @@ class ImaginedWorld(World):
 
         if self._tabletop is None:
             self._tabletop = TabletopWorld(self._task, 128, 128)
-        chosen = {key: options[key] for key in ("task", "instruction", "variant") if options.get(key)}
-        observation, info = self._tabletop.reset(seed=seed, options={"task": self._task} | chosen)
-        return Episode(
-            images={camera: observation[camera][None] for camera in droid.CAMERAS},
-            joint_position=observation["joint_position"][None],
-            cartesian_position=observation["cartesian_position"][None],
-            gripper_position=observation["gripper_position"][None],
-            action=np.empty((0, 7)),
-            reward=np.empty(0, np.float32),
-            task=info["task"],
-            instruction=info["instruction"],
-            source="reset/tabletop",
-            commanded_start=info["commanded_pose"],
-        )
-
-    def _first_images(self, episode: Episode, start: int) -> dict[str, NDArray[np.uint8]]:
-        missing = [camera for camera in droid.CAMERAS if camera not in episode.images]
-        if missing:
-            raise ObservationError(
-                f"The source lacks the camera '{missing[0]}'; the world model needs {', '.join(droid.CAMERAS)}."
-            )
-        images = {camera: episode.images[camera][start // episode.image_stride] for camera in droid.CAMERAS}
-        for camera, image in images.items():
-            height, width = image.shape[:2]
-            smallest = self._rollout.smallest_image
-            if min(height, width) < smallest:
-                needed = f"{smallest}x{smallest}"
-                raise ObservationError(
-                    f"The images of '{camera}' are {width}x{height} pixels; the world model needs {needed} or more."
-                )
-        return images
+        return fresh_episode(self._tabletop, seed, {"task": self._task} | {k: v for k, v in options.items() if v})
 
     def _as_pose(self, action: np.ndarray) -> NDArray[np.float64]:
         if self.action_space_name == "cartesian_position":
@@ -235,27 +197,3 @@ class ImaginedWorld(World):
             "success_probability": float(self.last_call.success_probability[0, -1]) if self.last_call else 0.0,
             "outcome": outcome,
         }
-
-
-def is_calibrated(episode: Episode, rig: str) -> bool:
-    """Whether an episode was seen by the cameras of `rig`: its source is '<who>/<rig>', or it was imagined from
-    there.
-    """
-    place = str(episode.extra.get("rig", episode.source.rpartition("/")[2]))
-    return bool(rig) and place in (rig, "imagined")
-
-
-def _limit(task: str, left: int) -> int:
-    from wvl_ros.worlds.tasks import TASKS
-
-    return TASKS[task].max_steps if task in TASKS else left or _MAX_STEPS
-
-
-def _kinematics(episode: Episode, step: int) -> torch.Tensor:
-    """Packed kinematics (1, 39) of a step of an episode, with its motion where there was one before."""
-    commands = commanded_poses(episode) if step else np.asarray(episode.commanded_start, float)[None]
-    rows = [max(0, step - 1), step]
-    poses, grippers = (torch.from_numpy(a[rows]) for a in (episode.cartesian_position, episode.gripper_position))
-    if step == 0:
-        return first_kinematics(poses[:1], grippers[:1], torch.from_numpy(commands))
-    return Kinematics.recorded(poses, grippers, torch.from_numpy(commands[rows])).pack()[1:].float()
