@@ -1,4 +1,4 @@
-"""How fast the shipped world model imagines, by batch and horizon, in how much memory; and beside a diffusers pipeline."""
+"""How fast the shipped world model imagines, by batch and horizon, and in how much memory; beside a plain pipeline."""
 
 from __future__ import annotations
 
