@@ -34,8 +34,8 @@ class ImaginedWorlds(VectorEnv):
 
     Observations are those of `ImaginedWorld` with the rollout as first dimension, but without `joint_position`, which
     no image depends on. Actions are (B, 7) absolute commanded flange poses (m, rad) and gripper commands 0..1. A
-    rollout ends with the reward head's success (threshold and run of frames stand in the checkpoint's configuration) or at its
-    last step; it then stands still, costs nothing and gives no reward, until all are reset together.
+    rollout ends with the reward head's success (threshold and run of frames stand in the checkpoint's configuration) or
+    at its last step; it then stands still, costs nothing and gives no reward, until all are reset together.
 
     `reset(seed=, options=)` understands the options `source`: an `Episode` or one for each rollout; `start`: a step of
     it, or one for each (starts near where failures happened help, WoVR); `task`, `instruction`. Without a source, all
