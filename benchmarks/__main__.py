@@ -22,9 +22,14 @@ NAMES = {
     "windows": "windows of 16 frames x 3 cameras from the trainer's cache, and memory",
     "droid": "DROID episodes through SANS: numbers, PSNR, replay rate (WVL_DROID: a folder of more DROID episodes)",
     "large": "the real-size world models with random weights: frames/s, memory, share of the arithmetic limit (GPU)",
-    "imagination": "the shipped world model on held-out episodes: pixels, outcome, arm following, speed",
+    "imagination": "the shipped world model on held-out episodes: images, outcome, action following",
+    "imagination_speed": "imagined steps/s, cost and memory by batch and horizon, beside a diffusers pipeline",
 }
 ON_REQUEST = {
+    "droid_world_model": "fine-tuned on all DROID episodes of a folder but one, for that one (WVL_DROID; half an hour)",
+    "training": "updates/s of the world model's training: one process on two cores, two processes on one each",
+    "finetune": "the world model fine-tuned on 50 new episodes: time, gain, forgetting (python -m benchmarks.finetune)",
+    "ablations": "the world model without one of its parts, at equal budgets (python -m benchmarks.ablations)",
     "clone": "from a clean clone to the first imagined frame (needs a package index)",
     "conversion": "a minute of three cameras converted, beside a plain loop over rosbags and imageio (needs an index)",
     "lerobot": "opens our datasets in the real LeRobot (downloads 3 GB; WVL_LEROBOT_ENVIRONMENT keeps it)",
