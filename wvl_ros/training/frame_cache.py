@@ -179,10 +179,10 @@ def open_cache(
         columns=_KINEMATICS + _ACTION + 1,
         dtype=np.float32,
         frames=frames,
-        numbers=_numbers,
+        numbers=episode_numbers,
         facts=facts,
     )
-    return _arranged(decoded.open_cache(path, recipe, limit=limit), actions_per_frame)
+    return arrange(decoded.open_cache(path, recipe, limit=limit), actions_per_frame)
 
 
 def episode_arrays(episode: Episode) -> tuple[Tensor, Tensor]:
@@ -237,7 +237,7 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("|".join(texts).encode()).hexdigest()[:16]
 
 
-def _numbers(episode: Episode) -> NDArray[np.float32]:
+def episode_numbers(episode: Episode) -> NDArray[np.float32]:
     """Kinematics, action and reward of every step (N, 47); the last step's action is the one before it again."""
     check_rate(episode)
     kinematics, actions = episode_arrays(episode)
@@ -246,7 +246,7 @@ def _numbers(episode: Episode) -> NDArray[np.float32]:
     return np.hstack([kinematics.numpy(), torch.cat([actions, last]).numpy(), rewards])
 
 
-def _arranged(cache: decoded.Cache, every: int) -> FrameCache:
+def arrange(cache: decoded.Cache, every: int) -> FrameCache:
     """The numbers of all episodes in memory, one after another; the frames stay where they are."""
     counts = cache.step_count
     rows = np.concatenate([np.arange(start, start + n) for start, n in zip(cache.step_start, counts, strict=True)])

@@ -22,7 +22,7 @@ from wvl_ros.world_model import patches
 from wvl_ros.world_model.model import WorldModel
 
 VIDEOS = 6
-_FPS, _SCALE, _CAPTION = 5.0, 3, 18  # frames a second; times as large; pixels
+_FPS, _HEIGHT, _CAPTION = 5.0, 192, 18  # frames a second; of a camera's picture and of the text, in pixels
 
 
 @dataclass(frozen=True)
@@ -104,30 +104,46 @@ def draw(
     return sheet
 
 
-def _video(path: Path, held: FrameCache, episode: int, own: ImaginedEpisode, patch: int) -> None:
-    """The three cameras side by side: above as it was, below as imagined, and what the reward head says of it."""
+def write_comparison(
+    path: Path,
+    true: NDArray[np.uint8],
+    mine: NDArray[np.uint8],
+    rewards: NDArray[np.float32],
+    chances: NDArray[np.float64],
+    fps: float = _FPS,
+) -> None:
+    """An MP4 of T frames, the three cameras side by side: above as it was, below as imagined, and what the reward head
+    says of it.
+
+    Args:
+        true, mine: uint8 (T, 3, H, W, 3). rewards, chances: (T,), true rewards and imagined probabilities of success.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    start, n = int(held.frame_start[episode]), len(own.frames)
-    rows = int(held.step_start[episode]) + held.actions_per_frame * np.arange(1, n + 1)
-    rewards = held.rewards[rows].numpy()
-    true = patches.from_patches(held.frames[start + 1 : start + 1 + n], patch)
-    mine = patches.from_patches(own.frames, patch)
+    scale = max(1, _HEIGHT // true.shape[2])
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        for t in range(n):
+        for t in range(len(true)):
             body = np.concatenate([np.concatenate(list(views[t]), axis=1) for views in (true, mine)])
-            body = body.repeat(_SCALE, axis=0).repeat(_SCALE, axis=1)
+            body = body.repeat(scale, axis=0).repeat(scale, axis=1)
             picture = Image.new("RGB", (body.shape[1], body.shape[0] + _CAPTION))
             picture.paste(Image.fromarray(body), (0, _CAPTION))
-            text = f"{(t + 1) / _FPS:.1f} s   above true, reward {rewards[t]:.0f}"
-            text += f"   below imagined, P(success) {own.success_probability[t]:.2f}"
+            text = f"{(t + 1) / fps:.1f} s   above true, reward {rewards[t]:.0f}"
+            text += f"   below imagined, P(success) {chances[t]:.2f}"
             ImageDraw.Draw(picture).text((4, 3), text, "white")
             pixels = np.asarray(picture)
             yield np.pad(pixels, [(0, size % 2) for size in pixels.shape[:2]] + [(0, 0)])
 
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write_video(part, pictures(), _FPS)
+        write_video(part, pictures(), fps)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _video(path: Path, held: FrameCache, episode: int, own: ImaginedEpisode, patch: int) -> None:
+    start, n = int(held.frame_start[episode]), len(own.frames)
+    rows = int(held.step_start[episode]) + held.actions_per_frame * np.arange(1, n + 1)
+    true = patches.from_patches(held.frames[start + 1 : start + 1 + n], patch)
+    mine = patches.from_patches(own.frames, patch)
+    write_comparison(path, true, mine, held.rewards[rows].numpy(), own.success_probability)

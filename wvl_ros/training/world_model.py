@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay-share", type=float, default=None, help="share of them in a batch (default: 0.5, or as in --config)"
     )
     parser.add_argument(
-        "--lora", type=int, default=0, metavar="RANK", help="train an adapter of this rank instead of the weights"
+        "--lora", type=int, default=None, metavar="RANK", help="train an adapter of this rank instead of the weights"
     )
     parser.add_argument(
         "--patience", type=int, default=None, metavar="N", help="stop after N validations without a gain"
@@ -54,17 +54,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = WorldModelTraining.load(args.config)
-    given = {"replay_share": args.replay_share, "patience": args.patience}
+    given = {"replay_share": args.replay_share, "patience": args.patience, "lora_rank": args.lora}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     start = None
     if args.start is not None:
         start = load_world_model(find("world_model", args.start))
         settings = fine_tuning(settings, start)
-    elif args.lora:
+    elif settings.lora_rank:
         raise ConfigError("--lora trains an adapter for a checkpoint: say which one with --from.")
+    elif settings.model.get("size", "small") != "small":
+        raise ConfigError(
+            f"The model of size '{settings.model['size']}' begins with published weights: get them with `wvl import "
+            "world-model`, then give that folder with --from."
+        )
     default = None if args.steps is not None else FINE_TUNE_MINUTES if start is not None else MINUTES
     budget = Budget(args.steps, args.minutes if args.minutes is not None else default)
-    sources = Sources(args.data, args.validation, args.replay, start, args.lora)
+    sources = Sources(args.data, args.validation, args.replay, start, settings.lora_rank)
     return train(settings, sources, args.out, budget)
 
 

@@ -24,8 +24,9 @@ from wvl_ros.training.validation import Verdict, best, draw, exhausted, validate
 from wvl_ros.training.world_model_data import cache_shape, chosen, open_data
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining
 from wvl_ros.training.world_model_trainer import Trainer
-from wvl_ros.world_model.model import WorldModel
+from wvl_ros.world_model.large import CLASSES
 
+SIZES = {"SVDWorldModel": "svd", "CosmosWorldModel": "cosmos"}
 BEST_FILE, RESULT_FILE = "best.safetensors", "result.json"
 _LOG_EVERY = 50  # updates
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -40,7 +41,7 @@ class Sources:
     data: Path
     validation: Path | None = None
     replay: Path | None = None
-    start: WorldModel | None = None
+    start: Any = None
     lora_rank: int = 0
 
 
@@ -56,9 +57,17 @@ def train(settings: WorldModelTraining, sources: Sources, out: Path, budget: Bud
     processes = Processes.join()
     try:
         with _explained(settings):
-            return Run(settings, sources, out, budget, processes).run()
+            return _kind(sources.start)(settings, sources, out, budget, processes).run()
     finally:
         processes.leave()
+
+
+def _kind(start: Any) -> type[Run]:
+    if type(start).__name__ not in CLASSES:
+        return Run
+    from wvl_ros.training.large_run import LargeRun
+
+    return LargeRun
 
 
 class Run:
@@ -76,7 +85,8 @@ class Run:
         self.held: FrameCache | None = None
         if sources.validation is not None:
             self.held = chosen(open_cache(sources.validation, **shape), settings, sources.validation)
-        self.trainer = Trainer(
+        self.validates = self.held is not None
+        self.trainer: Any = Trainer(
             settings, data, out, start=sources.start, lora_rank=sources.lora_rank, processes=processes
         )
         self.whole = budget
@@ -128,7 +138,7 @@ class Run:
                 if trainer.seconds - saved > settings.checkpoint_seconds:
                     trainer.checkpoint()
                     saved = trainer.seconds
-                if self.held is not None and trainer.seconds - validated > settings.validate_seconds:
+                if self.validates and trainer.seconds - validated > settings.validate_seconds:
                     self._validate()
                     validated = saved = trainer.seconds
         return False
@@ -141,11 +151,14 @@ class Run:
                 verdict = self._look(self.settings.validation_episodes, f"validation_{trainer.step:06d}", "validation")
                 trainer.validations.append(verdict.facts())
                 if best(self._verdicts()) == len(trainer.validations) - 1:
-                    tensors = checkpointing.module_tensors(trainer.average, "average")
-                    checkpointing.save_state(self.out / BEST_FILE, tensors, verdict.facts())
-                    trainer.save(self.out)
+                    self._keep(verdict)
         trainer.validations = self.processes.copy_object(trainer.validations)
         trainer.checkpoint()
+
+    def _keep(self, verdict: Verdict) -> None:
+        tensors = checkpointing.module_tensors(self.trainer.average, "average")
+        checkpointing.save_state(self.out / BEST_FILE, tensors, verdict.facts())
+        self.trainer.save(self.out)
 
     def _look(self, count: int, name: str, kind: str) -> Verdict:
         assert self.held is not None
@@ -269,15 +282,19 @@ def _explained(settings: WorldModelTraining) -> Iterator[None]:
         ) from error
 
 
-def fine_tuning(settings: WorldModelTraining, model: WorldModel) -> WorldModelTraining:
+def fine_tuning(settings: WorldModelTraining, model: Any) -> WorldModelTraining:
     """Settings that fit the model a run starts from.
 
     Raises:
         ConfigError: the configuration's table `model` says something else of it.
     """
-    for name, value in settings.model.items():
+    table = dict(settings.model)
+    size, own_size = table.pop("size", "small"), SIZES.get(type(model).__name__, "small")
+    if size != own_size and "size" in settings.model:
+        raise ConfigError(f"The configuration is for a model of size '{size}', but the checkpoint is '{own_size}'.")
+    for name, value in table.items():
         own = model.config.get(name)
-        if own != value:
+        if (list(own) if isinstance(own, tuple) else own) != value:
             raise ConfigError(
                 f"The checkpoint has `{name}` {own}, but the configuration says {value}; leave the table `model` out."
             )

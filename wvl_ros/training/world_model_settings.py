@@ -49,6 +49,7 @@ class WorldModelTraining:
         reward_fit_share: share of the run after which the reward head is fitted once more, on the model's own rollouts.
         patience: validations without a gain that end the run; 0 for never.
         checkpoint_seconds, validate_seconds: training time between. validation_episodes: episodes of one validation.
+        lora_rank: of the adapter that is trained in place of a checkpoint's weights; 0 for none.
         bfloat16: None asks the processor.
         model: arguments of the model, whatever they are.
     """
@@ -84,6 +85,7 @@ class WorldModelTraining:
     validate_seconds: float = 900.0
     validation_episodes: int = 60
     tracking_effort: float = 1.0
+    lora_rank: int = 0
     bfloat16: bool | None = None
     model: dict[str, Any] = field(default_factory=dict)
 

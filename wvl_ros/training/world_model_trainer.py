@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wvl_ros.errors import ConfigError
 from wvl_ros.training import checkpointing, lora
+from wvl_ros.training.descent import Descent, Losses
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.posture import fit_posture
 from wvl_ros.training.processes import Processes
@@ -68,10 +67,9 @@ class Trainer:
         self.slots = Slots(data.cache, slots, self.generator, data.weights(settings), self.processes)
         self.labelled = data.cache.labelled
         self.joint = bool(self.model.config["joint_reward"])
-        self.optimizer: torch.optim.Optimizer
         self.journal: Journal
         self.step, self.seconds = 0, 0.0
-        self.losses: dict[str, float] = {}
+        self.losses = Losses()
         self.validations: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
@@ -99,12 +97,10 @@ class Trainer:
             part.requires_grad_(False).zero_grad(set_to_none=True)
         if not self.joint:
             self.model.reward_head.requires_grad_(False)  # it is fitted after the run
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, self.settings.learning_rate, weight_decay=self.settings.weight_decay, betas=(0.9, 0.99)
-        )
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.descent = Descent(self.settings, trained, self.processes, self.out)
         if resumed:
-            checkpointing.restore_optimizer(self.optimizer, tensors)
+            checkpointing.restore_optimizer(self.descent.optimizer, tensors)
             self.generator.set_state(tensors["generator"])
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
             self.validations = list(facts.get("validations", []))
@@ -121,7 +117,7 @@ class Trainer:
             tensors = {
                 **checkpointing.module_tensors(self.model, "model"),
                 **checkpointing.module_tensors(self.average, "average"),
-                **checkpointing.optimizer_tensors(self.optimizer),
+                **checkpointing.optimizer_tensors(self.descent.optimizer),
                 **slots,
                 "generator": self.generator.get_state(),
             }
@@ -174,38 +170,24 @@ class Trainer:
         loss = parts["image"] + settings.gripper_weight * parts["gripper"]
         if self.joint:
             loss = loss + settings.reward_weight * parts["reward"]
-        self._descend(loss, done)
-        slots.advance(going_on, out.frame, out.kinematics)
-        self._tell({name: float(value.detach()) for name, value in parts.items()})
-
-    def _descend(self, loss: Tensor, done: float) -> None:
-        settings = self.settings
-        rate = settings.learning_rate * min(1.0, (self.step + 1) / settings.warmup)
-        self.rate = rate * (settings.final_share + (1 - settings.final_share) * (1 - done))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descent.start()
         loss.backward()
-        self.processes.average_gradients(self.trained)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained, 1.0))
-        if not math.isfinite(norm):
-            raise ConfigError(
-                f"Training diverged at update {self.step}: the loss is not a number any more. The last good "
-                f"checkpoint is kept in '{self.out}'; lower the learning rate (now {settings.learning_rate:g}) and run "
-                "the command again."
-            )
-        self.optimizer.step()
+        self.descent.finish(self.step, done)
         self.step += 1
-        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        self._average_weights()
+        slots.advance(going_on, out.frame, out.kinematics)
+        self.losses.add({name: float(value.detach()) for name, value in parts.items()}, self.processes)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last update."""
+        return self.descent.rate
+
+    def _average_weights(self) -> None:
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for mean, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(new, 1 - decay)
-
-    def _tell(self, losses: dict[str, float]) -> None:
-        names = list(losses)
-        means = [total / self.processes.count for total in self.processes.sum([losses[name] for name in names])]
-        for name, value in zip(names, means, strict=True):
-            self.losses[name] = 0.98 * self.losses.get(name, value) + 0.02 * value
 
     @property
     def tokens(self) -> Tensor:
