@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from wvl_ros.checkpoints import find
+from wvl_ros.evaluation.arm import arm_measures
+from wvl_ros.evaluation.images import image_measures
 from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes
-from wvl_ros.evaluation.world_model import arm_measures, image_measures
 from wvl_ros.training.frame_cache import FrameCache, open_cache
 from wvl_ros.world_model.loading import load_world_model
 from wvl_ros.world_model.model import WorldModel

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from wvl_ros.checkpoints import find
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.arm import arm_measures
-from wvl_ros.evaluation.blind import BlindBaseline, blind_scores, load_blind, save_blind_file
+from wvl_ros.evaluation.blind import BlindBaseline, blind_scores, load_blind
 from wvl_ros.evaluation.calibration import calibration
-from wvl_ros.evaluation.following import collect_pairs, following_measures
-from wvl_ros.evaluation.held_out import collect_held_out
 from wvl_ros.evaluation.images import image_measures, write_drift
 from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes, write_sheet
 from wvl_ros.evaluation.outcome import KINDS, best_run, judged, outcome_measures
@@ -33,10 +31,7 @@ from wvl_ros.world_model import patches
 from wvl_ros.world_model.loading import load_world_model
 from wvl_ros.world_model.model import WorldModel
 
-__all__ = [
-    "arm_measures", "evaluate", "headline", "image_measures", "load_blind", "save_blind_file", "show",
-    "visual_measures",
-]  # fmt: skip
+__all__ = ["add_arguments", "evaluate", "run", "show"]
 PAIRS = 4  # of a task
 
 
@@ -165,6 +160,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--episodes must be at least 1, but is {args.episodes}.")
     if args.threads:
         torch.set_num_threads(args.threads)
+    from wvl_ros.evaluation.following import collect_pairs, following_measures  # with MuJoCo: not for --help
+    from wvl_ros.evaluation.held_out import collect_held_out
+
     reviewed = agreement(args.reviewed) if args.reviewed else None
     for path in (args.lpips_weights, args.fvd_weights):
         if path is not None and not path.is_file():
