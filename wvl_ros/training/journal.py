@@ -23,6 +23,8 @@ class Journal:
     def __init__(self, folder: Path, step: int = 0, *, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
         self._board: Any = None
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
         if writes and (folder / LOG_FILE).is_file():
             _keep_lines(folder / LOG_FILE, step)
         self._purge = step + 1 if step else None

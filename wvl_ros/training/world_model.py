@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains; returns what `show` prints."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    if int(os.environ.get("RANK", "0")):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (of several processes one tells the result)
     settings = WorldModelTraining.load(args.config)
     given = {"replay_share": args.replay_share, "patience": args.patience, "lora_rank": args.lora}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})

@@ -236,11 +236,14 @@ class Run:
 
 @contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """A list that is not empty once the run was asked to stop (Ctrl-C, SIGTERM); asked twice, it stops at once."""
+    """A list that is not empty once the run was asked to stop (Ctrl-C, SIGTERM); a second Ctrl-C stops at once.
+
+    torchrun sends a SIGTERM after the Ctrl-C that all have heard: that is the same wish once more.
+    """
     asked: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
-        if asked:
+        if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 

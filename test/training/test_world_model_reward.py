@@ -1,0 +1,75 @@
+"""How the reward head is trained: with the network and once more on its own rollouts, or as a classifier by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from wvl_ros.sans.episode import Episode
+from wvl_ros.training.classifier_fit import fit_classifier
+from wvl_ros.training.processes import Processes
+from wvl_ros.training.world_model_data import cache_shape, open_data
+from wvl_ros.training.world_model_run import Run, Sources, train
+from wvl_ros.training.world_model_settings import Budget, WorldModelTraining, build_model
+from wvl_ros.training.world_model_trainer import Trainer
+from wvl_ros.world_model.loading import load_world_model
+
+SETTINGS = WorldModelTraining(
+    batch=2, tracking_effort=0.01, warmup=1, bfloat16=False, model={"channels": 8, "condition_dim": 16}
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path, make_episode: Callable[..., Episode]) -> Path:
+    for i, outcome in enumerate(("success", "failure")):
+        make_episode(seed=i, outcome=outcome).save(tmp_path / "data" / f"{i}.safetensors")
+    return tmp_path / "data"
+
+
+def test_the_joint_head_is_fitted_once_more_on_own_rollouts(tmp_path: Path, data: Path) -> None:
+    result = train(SETTINGS, Sources(data), tmp_path / "out", Budget(10, None))
+    assert result["reward_fit"]["updates"] == 1
+    fitted, last = (load_world_model(folder).state_dict() for folder in (tmp_path / "out", tmp_path / "out" / "last"))
+    changed = {name for name, tensor in fitted.items() if not torch.equal(tensor, last[name])}
+    assert changed
+    assert all(name.startswith("reward_head.") for name in changed)
+
+
+def test_a_separate_classifier_has_nothing_of_the_network(tmp_path: Path, data: Path) -> None:
+    settings = replace(SETTINGS, joint_reward=False)
+    trainer = Trainer(settings, open_data(settings, cache_shape(settings.model), data), tmp_path / "trainer")
+    trainer.prepare()
+    head = {name: tensor.clone() for name, tensor in trainer.model.reward_head.state_dict().items()}
+    trainer.update(0.0)
+    trainer.update(0.1)
+    assert all(torch.equal(tensor, head[name]) for name, tensor in trainer.model.reward_head.state_dict().items())
+    result = train(settings, Sources(data), tmp_path / "out", Budget(10, None))
+    assert {"classifier", "updates"} <= set(result["reward_fit"])
+    model = load_world_model(tmp_path / "out")
+    assert model.config["joint_reward"] is False
+
+
+def test_the_classifier_learns_what_a_success_looks_like(data: Path) -> None:
+    settings = replace(SETTINGS, joint_reward=False)
+    cache = open_data(settings, cache_shape(settings.model), data).cache
+    torch.manual_seed(0)
+    model = build_model(settings, cache)
+    figures = fit_classifier(model, cache, updates=25, generator=torch.Generator().manual_seed(0))
+    assert figures["updates"] == 25
+    assert figures["loss"] < 0.6
+
+
+def test_without_near_successes_there_are_none_in_validation(
+    tmp_path: Path, make_episode: Callable[..., Episode]
+) -> None:
+    for i, outcome in enumerate(("success", "near_success", "failure")):
+        make_episode(seed=i, outcome=outcome).save(tmp_path / "data" / f"{i}.safetensors")
+    settings = replace(SETTINGS, outcomes=["success", "failure"])
+    sources = Sources(tmp_path / "data", tmp_path / "data")
+    run = Run(settings, sources, tmp_path / "out", Budget(1, None), Processes())
+    assert run.held is not None
+    assert run.held.outcomes == ["success", "failure"]
