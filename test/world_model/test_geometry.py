@@ -71,6 +71,16 @@ def test_a_fixed_view_moves_as_the_gripper_in_it() -> None:
     assert not geometry.shift(1, here, there).any()
 
 
+def test_the_fixed_camera_shows_the_wrist_view_the_table_below() -> None:
+    geometry = CameraGeometry([DOWN, None, WRIST], 16, 64)
+    here = _kinematics(0.5, 0.1)
+    places, inside = geometry.places_in(0, here)
+    camera = torch.tensor([[[0.55, 0.1, 0.0]]])  # the point of the table right below the wrist camera
+    assert inside.all()
+    assert torch.allclose(places[0, 31:33, 31:33].mean((0, 1)), 2 * geometry.project(0, camera)[0, 0], atol=1e-2)
+    assert not geometry.places_in(1, here)[1].any()  # that one is not calibrated
+
+
 def test_without_calibration_nothing_is_warped() -> None:
     geometry = CameraGeometry([None, None, None], 16, 64)
     image = torch.rand(1, 3, 64, 64)

@@ -96,3 +96,17 @@ def test_the_lag_of_a_servo_is_found_by_least_squares() -> None:
     moved = tracking(before, action, torch.zeros(200))
     assert (moved.position - halfway).abs().max() < 2e-4
     assert (moved.gripper - after.gripper).abs().max() < 0.02
+
+
+def test_a_servo_far_from_where_it_was_fitted_stays_near_its_commands() -> None:
+    torch.manual_seed(0)
+    servo = Tracking(droid.MAX_LINEAR_DELTA, droid.MAX_ROTATION_DELTA, None)
+    for parameter in servo.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    k = _at(np.array([0.5, 0.1, 0.4, 3.0, -0.2, 0.3, 0.0]))
+    k = Kinematics(*(part.float() for part in k))
+    for _ in range(100):
+        action = torch.cat([k.commanded_position + 0.05, torch.zeros(1, 3), torch.ones(1, 1)], 1)
+        k = servo(k, action, torch.ones(1))
+        assert (k.position - k.commanded_position).norm() < 0.3
+    assert torch.isfinite(k.pack()).all()

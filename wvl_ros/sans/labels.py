@@ -16,6 +16,7 @@ from wvl_ros.sans.episode import Episode
 if TYPE_CHECKING:
     from wvl_ros.sans.dataset import Dataset
 
+_SIGMA = 0.05  # of the noise on a frame that is judged
 BATCH = 64
 
 
@@ -148,7 +149,9 @@ class Verdict:
 
 
 class RewardModel:
-    """The world model's reward head on recorded frames, teacher-forced: each frame from the true one before it."""
+    """The world model's reward head on recorded frames: each is shown to it with hardly any noise, after the true ones
+    before it.
+    """
 
     def __init__(self, config: JudgeConfig | None = None) -> None:
         """Loads the checkpoint.
@@ -201,10 +204,12 @@ class RewardModel:
                 now = torch.arange(start, min(start + BATCH, count))
                 n = len(now)
                 noise = torch.randn((n, *frames.shape[1:]), generator=generator)
-                out = model(
-                    noise.contiguous(memory_format=torch.channels_last), torch.ones(n), frames[now],
-                    frames[:1].expand(n, -1, -1, -1), kinematics[:1].expand(n, -1), kinematics[now * every],
-                    chunks[now], tokens.expand(n, -1), calibrated.expand(n),
+                noisy = (1 - _SIGMA) * frames[now + 1] + _SIGMA * noise
+                context = model.context(
+                    frames[:1].expand(n, -1, -1, -1), kinematics[:1].expand(n, -1), tokens.expand(n, -1),
+                    calibrated.expand(n),
                 )  # fmt: skip
+                sigma, before = torch.full((n,), _SIGMA), frames[(now - 1).clamp(min=0)]
+                out = model(noisy, sigma, frames[now], before, kinematics[now * every], chunks[now], context)
                 found.append(torch.sigmoid(out.reward))
         return np.asarray(torch.cat(found), np.float64)

@@ -104,8 +104,9 @@ def _learn(
     optimizer: torch.optim.Optimizer,
 ) -> float:
     assert imagined.evidence is not None
-    with torch.autocast("cpu", torch.bfloat16, enabled=imagined.in_bfloat16(len(rows))):
-        logits = model.judge(imagined.evidence.select(rows), first)
+    evidence = imagined.evidence.select(rows)
+    with torch.autocast("cpu", torch.bfloat16, enabled=evidence.features.dtype == torch.bfloat16):
+        logits = model.judge(evidence, first)
     loss = F.binary_cross_entropy_with_logits(logits.float(), truth)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -25,13 +25,15 @@ REACH = 0.125  # of the image: the longest correction of a motion, 8 of 64 pixel
 class Copies(NamedTuple):
     """What a next frame can be copied from; all as views (B, V, G, G, K) with K = 3 patch^2 channels.
 
-    `first` is warped in the wrist view. `place` (B, V, S, S, 2) is where each pixel of `moved` was in the last frame,
+    `first` is warped in the wrist view. `around` is for the wrist view the table as the fixed cameras first saw it, for
+    these nothing. `place` (B, V, S, S, 2) is where each pixel of `moved` was in the last frame,
     -1..1; `inside` (B, V, S, S) whether the last frame shows it.
     """
 
     last: Tensor
     moved: Tensor
     first: Tensor
+    around: Tensor
     place: Tensor
     inside: Tensor
 
@@ -58,20 +60,31 @@ def copies(
     table, table_first = torch.where(known, table, still), torch.where(known, table_first, still)
     moved = sample(last_images[:, 2], table)
     warped = sample(first_images[:, 2], table_first)
-    # What one of the two had not in view is taken from the other; what neither had is grey.
+    around = _around(geometry, first_images, then) * known
+    # What one of the two had not in view is taken from the other, then from the fixed cameras; what none had is grey.
     from_last, from_first = (inside[:, None] | ~known for inside in (inside_last, inside_first))
-    nothing = torch.zeros_like(moved)
-    filled = torch.where(from_last, moved, torch.where(from_first, warped, nothing))
-    filled_first = torch.where(from_first, warped, torch.where(from_last, moved, nothing))
+    filled = torch.where(from_last, moved, torch.where(from_first, warped, around))
+    filled_first = torch.where(from_first, warped, torch.where(from_last, moved, around))
     moved_images = torch.stack([sample(last_images[:, v], shifts[v]) for v in (0, 1)] + [filled], 1)
     all_inside = torch.ones_like(from_last[:, 0])
+    nothing = torch.zeros_like(last_views[:, :2])
     return Copies(
         last=last_views,
         moved=unimages(moved_images, patch),
         first=torch.cat([first_views[:, :2], unimages(filled_first[:, None], patch)], 1),
+        around=torch.cat([nothing, unimages(around[:, None], patch)], 1),
         place=torch.stack([*shifts, table], 1),
         inside=torch.stack([all_inside, all_inside, from_last[:, 0]], 1),
     )
+
+
+def _around(geometry: CameraGeometry, first_images: Tensor, then: Kinematics) -> Tensor:
+    """(B, 3, S, S): the table below the wrist camera, as the first frames of the fixed cameras show it."""
+    result = torch.zeros_like(first_images[:, 0])
+    for view in (1, 0):  # what both see is taken from the first
+        place, inside = geometry.places_in(view, then)
+        result = torch.where(inside[:, None], sample(first_images[:, view], place), result)
+    return result
 
 
 def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, patch: int) -> Tensor:

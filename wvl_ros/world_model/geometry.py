@@ -141,6 +141,16 @@ class CameraGeometry(nn.Module):
         place = place.view(batch, self.size, self.size, 2)
         return place, place.abs().amax(3) <= 1.0
 
+    def places_in(self, view: int, seen: Kinematics) -> tuple[Tensor, Tensor]:
+        """Where the wrist view at `seen` finds its pixels in a fixed view, if all lay on the table; as `places`."""
+        batch = len(seen.position)
+        if not (self.known[2] and self.known[view]):
+            still = self.still(batch)
+            return still, torch.zeros(still.shape[:3], dtype=torch.bool, device=still.device)
+        place = 2 * self.project(view, F.pad(self._table(seen, self.size), (0, 1))).clamp(-1.5, 1.5)
+        place = place.view(batch, self.size, self.size, 2)
+        return place, place.abs().amax(3) <= 1.0
+
     def project(self, view: int, points: Tensor) -> Tensor:
         """Pixels (B, N, 2) from the centre, in image heights (x right, y down), of points (B, N, 3) of the base in a
         fixed view.

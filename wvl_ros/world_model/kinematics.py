@@ -15,6 +15,7 @@ from torch import Tensor, nn
 TCP_OFFSET = 0.1034  # m from the flange along its z axis
 TCP_TURN = -math.pi / 4  # of the Franka hand about the flange's z axis
 STATE_DIM = 10
+_MAX_LAG, _MAX_TURN = 0.15, 0.4  # m and rad; the leash of a command is half of it
 
 
 class Kinematics(NamedTuple):
@@ -145,6 +146,8 @@ class Tracking(nn.Module):
         local = (self.local(place).view(-1, 6, 24) @ u[..., None])[..., 0]
         own = calibrated[:, None] > 0
         error = torch.where(own, self.linear(u) + local + free[:, :6] * 0.01, self.other_linear(u))
+        # Far from where it was fitted the servo may say anything: no arm lags further than this behind its command.
+        error = torch.cat([error[:, :3].clamp(-_MAX_LAG, _MAX_LAG), error[:, 3:].clamp(-_MAX_TURN, _MAX_TURN)], 1)
         position = c.commanded_position + error[:, :3]
         rotation = rotvec_to_matrix(error[:, 3:]) @ c.commanded_rotation
         closing = torch.where(own, k.gripper_velocity + free[:, 6:] * 0.1, self.other_gripper(grip))

@@ -145,7 +145,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         )
         self.view = nn.Parameter(0.1 * torch.randn(VIEWS, condition_dim))
         outlines = MAPS * (patch // 2) ** 2
-        inputs = 5 * self.view_channels + 2 * MAPS_PER_VIEW + outlines + 2 + VIEWS
+        inputs = 6 * self.view_channels + 2 * MAPS_PER_VIEW + outlines + 2 + VIEWS
         self.unet = UNet(inputs, channels, condition_dim, VIEWS, grid)
         self.to_frame = nn.Conv2d(channels, self.view_channels, 1)
         self.to_choice = nn.Conv2d(channels, patch * patch * composition.CHOICES, 1)
@@ -215,7 +215,7 @@ class WorldModel(ModelMixin, ConfigMixin):
             maps = maps * calibrated[:, None, None, None, None]
             gain = ((1 - sigma) / ((1 - sigma) ** 2 + sigma**2))[:, None, None, None, None]  # of the best linear guess
             old = composition.views(previous) - given.last
-            parts = [composition.views(noisy) * gain, given.last, old, given.moved, given.first, maps]
+            parts = [composition.views(noisy) * gain, given.last, old, given.moved, given.first, given.around, maps]
             place = self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1)
             x = _as_images(torch.cat([*parts, place], 4).to(_precision()))
         condition = self.condition(torch.cat([facts, context.text], 1))[:, None] + self.view
