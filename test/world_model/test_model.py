@@ -109,6 +109,9 @@ def test_missing_and_damaged_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
         load_world_model(tmp_path)
     save_file({"something": torch.zeros(3)}, tmp_path / WEIGHTS_NAME)
+    with pytest.raises(CheckpointError, match="not those that were saved"):
+        load_world_model(tmp_path)
+    (tmp_path / "checksums.json").unlink()  # weights from elsewhere have none
     with pytest.raises(CheckpointError, match="another architecture"):
         load_world_model(tmp_path)
     (tmp_path / WEIGHTS_NAME).unlink()

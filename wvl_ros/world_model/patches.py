@@ -45,8 +45,10 @@ def from_patches(frames: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:
 
 def to_tensor(frames: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
     """Frames (N, G, G, C) uint8 as float32 (N, C, G, G) in -1..1, channels last in memory."""
-    tensor = torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
-    return (tensor.float() / 127.5 - 1.0).permute(0, 3, 1, 2)
+    if isinstance(frames, np.ndarray):
+        # A memory map is read-only, and torch warns of tensors that are.
+        frames = torch.from_numpy(np.array(frames) if not frames.flags.writeable else np.ascontiguousarray(frames))
+    return (frames.float() / 127.5 - 1.0).permute(0, 3, 1, 2)
 
 
 def to_uint8(frames: torch.Tensor) -> NDArray[np.uint8]:
