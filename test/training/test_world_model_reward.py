@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from wvl_ros.sans.episode import Episode
+from wvl_ros.training import reward_fit
 from wvl_ros.training.classifier_fit import fit_classifier
 from wvl_ros.training.processes import Processes
 from wvl_ros.training.world_model_data import cache_shape, open_data
@@ -37,6 +38,18 @@ def test_the_joint_head_is_fitted_once_more_on_own_rollouts(tmp_path: Path, data
     changed = {name for name, tensor in fitted.items() if not torch.equal(tensor, last[name])}
     assert changed
     assert all(name.startswith("reward_head.") for name in changed)
+
+
+def test_the_head_learns_from_few_frames_of_many_rollouts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Many rollouts are drawn in bfloat16 where the processor can; one or two of their frames must do for an update.
+    monkeypatch.setattr(reward_fit, "_EARLY", 0.03)
+    monkeypatch.setattr(reward_fit, "_LATE", 0)
+    cache = open_data(SETTINGS, cache_shape(SETTINGS.model), data).cache
+    torch.manual_seed(0)
+    model = build_model(SETTINGS, cache)
+    figures = reward_fit.fit_reward(model, cache, updates=6, generator=torch.Generator().manual_seed(0))
+    assert figures["updates"] == 6
+    assert all(torch.isfinite(parameter).all() for parameter in model.reward_head.parameters())
 
 
 def test_a_separate_classifier_has_nothing_of_the_network(tmp_path: Path, data: Path) -> None:
