@@ -22,7 +22,7 @@ from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import episode_files
 from wvl_ros.training import world_model as command
 from wvl_ros.training.frame_cache import FrameCache, open_cache
-from wvl_ros.training.world_model_data import cache_shape, open_data
+from wvl_ros.training.world_model_data import open_data
 from wvl_ros.training.world_model_run import Sources, train
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining
 from wvl_ros.training.world_model_trainer import Trainer
@@ -161,6 +161,6 @@ def _cache(data: Path) -> FrameCache:
 
 
 def _trainer(settings: WorldModelTraining, data: Path, out: Path) -> Trainer:
-    trainer = Trainer(settings, open_data(settings, cache_shape(settings.model), data), out)
+    trainer = Trainer(settings, open_data(settings, settings.model, data), out)
     trainer.prepare()
     return trainer

@@ -12,7 +12,7 @@ import torch
 from wvl_ros.errors import ConfigError
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training.lora import add_lora
-from wvl_ros.training.world_model_data import TrainingData, cache_shape, open_data
+from wvl_ros.training.world_model_data import TrainingData, open_data
 from wvl_ros.training.world_model_run import Sources, fine_tuning, train
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining, build_model
 from wvl_ros.world_model.loading import load_world_model
@@ -66,9 +66,9 @@ def test_a_fine_tune_goes_on_from_the_checkpoint_and_learns_new_words(
 def test_old_episodes_get_their_share_of_a_batch(episodes: Callable[..., Path]) -> None:
     old, new = episodes("old", "push the cube"), episodes("new", "push the banana")
     settings = replace(SETTINGS, replay_share=0.25)
-    data = open_data(settings, cache_shape(settings.model), new, old)
+    data = open_data(settings, settings.model, new, old)
     weights = data.weights(settings)
-    assert data.replayed.tolist() == [False] * 3 + [True] * 3
+    assert data.replayed.tolist() == 2 * ([False] * 3 + [True] * 3)  # and all of them in the mirror
     assert weights[data.replayed].sum() == pytest.approx(0.25)
     assert weights.sum() == pytest.approx(1.0)
     # Each episode is still itself.
@@ -113,4 +113,4 @@ def test_what_does_not_fit_the_checkpoint_is_refused(start: WorldModel) -> None:
 
 
 def _data(folder: Path) -> TrainingData:
-    return open_data(SETTINGS, cache_shape(SETTINGS.model), folder)
+    return open_data(SETTINGS, SETTINGS.model, folder)

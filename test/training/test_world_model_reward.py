@@ -13,7 +13,7 @@ from wvl_ros.sans.episode import Episode
 from wvl_ros.training import reward_fit
 from wvl_ros.training.classifier_fit import fit_classifier
 from wvl_ros.training.processes import Processes
-from wvl_ros.training.world_model_data import cache_shape, open_data
+from wvl_ros.training.world_model_data import open_data
 from wvl_ros.training.world_model_run import Run, Sources, train
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining, build_model
 from wvl_ros.training.world_model_trainer import Trainer
@@ -44,7 +44,7 @@ def test_the_head_learns_from_few_frames_of_many_rollouts(data: Path, monkeypatc
     # Many rollouts are drawn in bfloat16 where the processor can; one or two of their frames must do for an update.
     monkeypatch.setattr(reward_fit, "_EARLY", 0.03)
     monkeypatch.setattr(reward_fit, "_LATE", 0)
-    cache = open_data(SETTINGS, cache_shape(SETTINGS.model), data).cache
+    cache = open_data(SETTINGS, SETTINGS.model, data).cache
     torch.manual_seed(0)
     model = build_model(SETTINGS, cache)
     figures = reward_fit.fit_reward(model, cache, updates=6, generator=torch.Generator().manual_seed(0))
@@ -54,7 +54,7 @@ def test_the_head_learns_from_few_frames_of_many_rollouts(data: Path, monkeypatc
 
 def test_a_separate_classifier_has_nothing_of_the_network(tmp_path: Path, data: Path) -> None:
     settings = replace(SETTINGS, joint_reward=False)
-    trainer = Trainer(settings, open_data(settings, cache_shape(settings.model), data), tmp_path / "trainer")
+    trainer = Trainer(settings, open_data(settings, settings.model, data), tmp_path / "trainer")
     trainer.prepare()
     head = {name: tensor.clone() for name, tensor in trainer.model.reward_head.state_dict().items()}
     trainer.update(0.0)
@@ -68,7 +68,7 @@ def test_a_separate_classifier_has_nothing_of_the_network(tmp_path: Path, data: 
 
 def test_the_classifier_learns_what_a_success_looks_like(data: Path) -> None:
     settings = replace(SETTINGS, joint_reward=False)
-    cache = open_data(settings, cache_shape(settings.model), data).cache
+    cache = open_data(settings, settings.model, data).cache
     torch.manual_seed(0)
     model = build_model(settings, cache)
     figures = fit_classifier(model, cache, updates=25, generator=torch.Generator().manual_seed(0))

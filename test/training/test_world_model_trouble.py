@@ -18,7 +18,7 @@ import torch
 from wvl_ros.errors import CheckpointError, ConfigError, EpisodeError
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training import checkpointing, world_model, world_model_run, world_model_trainer
-from wvl_ros.training.world_model_data import cache_shape, open_data
+from wvl_ros.training.world_model_data import open_data
 from wvl_ros.training.world_model_run import Sources, train
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining
 from wvl_ros.training.world_model_trainer import Trainer
@@ -38,7 +38,7 @@ def data(tmp_path: Path, make_episode: MakeEpisode) -> Path:
 
 
 def _open(folder: Path, settings: WorldModelTraining = SETTINGS) -> None:
-    open_data(settings, cache_shape(settings.model), folder)
+    open_data(settings, settings.model, folder)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_without_near_successes_and_by_the_expert_alone(tmp_path: Path, make_epi
     ):
         make_episode(seed=i, outcome=outcome, source=f"{source}/tabletop").save(tmp_path / f"{i}.safetensors")
     far = replace(SETTINGS, outcomes=["success", "failure"])
-    assert open_data(far, cache_shape({}), tmp_path).cache.outcomes == ["success", "failure", "failure"]
+    assert open_data(far, {}, tmp_path).own.outcomes == ["success", "failure", "failure"]
     expert = replace(SETTINGS, sources="expert")
-    assert len(open_data(expert, cache_shape({}), tmp_path).cache) == 3
+    assert len(open_data(expert, {}, tmp_path).own) == 3
     with pytest.raises(ConfigError, match="`sources`"):
         _open(tmp_path, replace(SETTINGS, sources=["teleop"]))
     with pytest.raises(ConfigError, match="near_success"):
@@ -120,7 +120,7 @@ def test_actions_of_any_space_become_poses(tmp_path: Path, make_episode: MakeEpi
     joints.action_space = "joint_position"
     poses.save(tmp_path / "a.safetensors")
     joints.save(tmp_path / "b.safetensors")
-    cache = open_data(SETTINGS, cache_shape({}), tmp_path).cache
+    cache = open_data(SETTINGS, {}, tmp_path).cache
     one, other = (cache.chunk(torch.tensor([i]), torch.tensor([1])) for i in (0, 1))
     assert torch.allclose(one[..., :3], other[..., :3], atol=1e-3)
     joints.action = joints.action[:, :5]

@@ -61,14 +61,29 @@ def test_the_wrist_view_moves_with_the_arm_over_the_table() -> None:
     assert columns_gap < unmoved_gap
 
 
-def test_a_fixed_view_moves_as_the_gripper_in_it() -> None:
+def test_a_fixed_view_moves_as_the_nearest_part_of_the_arm_in_it() -> None:
     geometry = CameraGeometry([DOWN, None, WRIST], 16, 64)
-    here, there = _kinematics(0.5, 0.0), _kinematics(0.5, 0.05)
-    shift = geometry.shift(0, here, there)[0, 0, 0]
-    height = 1.0 - (0.4 - 0.1034)  # m from the camera to the fingertips
-    assert shift[0] == pytest.approx(-2 * 0.05 / height / (2 * np.tan(np.pi / 6)), abs=1e-5)  # y points to the left
-    assert shift[1] == pytest.approx(0.0, abs=1e-5)
-    assert not geometry.shift(1, here, there).any()
+    # An upper part that stays and a lower one that swings about the joint between them.
+    now = torch.tensor([[[0.3, 0.0, 0.0], [0.5, 0.0, 0.0], [0.7, 0.0, 0.0]]])
+    then = torch.tensor([[[0.3, 0.0, 0.0], [0.5, 0.0, 0.0], [0.5, 0.2, 0.0]]])
+    places, still = geometry.places_of_arm(0, now, then)[0], geometry.still(1)[0]
+    height = 2 * np.tan(np.pi / 6)  # m that the image is high at the table
+
+    def pixel(x: float, y: float) -> tuple[int, int]:
+        return round((0.5 - (x - 0.5) / height) * 64 - 0.5), round((0.5 - y / height) * 64 - 0.5)
+
+    upper, lower, was = pixel(0.35, 0.0), pixel(0.5, 0.15), pixel(0.65, 0.0)
+    assert torch.allclose(places[upper], still[upper], atol=1e-5)
+    assert torch.allclose(places[lower], still[was], atol=2 / 64)
+    assert torch.equal(geometry.places_of_arm(1, now, then), geometry.still(1))  # not calibrated
+
+
+def test_a_part_that_is_seen_end_on_does_not_blow_up() -> None:
+    geometry = CameraGeometry([DOWN, None, WRIST], 16, 64)
+    now = torch.tensor([[[0.5, 0.0, 0.3], [0.5, 0.0, 0.1]]])
+    places = geometry.places_of_arm(0, now, now + 0.02)
+    assert torch.isfinite(places).all()
+    assert (places - geometry.still(1)).abs().max() < 0.5
 
 
 def test_the_fixed_camera_shows_the_wrist_view_the_table_below() -> None:

@@ -46,7 +46,7 @@ def choose_threshold(chances: Sequence[NDArray[np.float64]], outcomes: Sequence[
     grid = np.linspace(0.05, 0.95, 19)
     if truth.all() or not truth.any():
         return choice
-    for frames in (1, 2):
+    for frames in (1, 2, 3):
         peaks = np.array([best_run(chance, frames) for chance in chances])
         scores = np.array([((peaks[truth] > t).mean() + (peaks[~truth] <= t).mean()) / 2 for t in grid])
         if scores.max() > best + 1e-9:

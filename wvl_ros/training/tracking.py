@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.world_model.kinematics import Kinematics, Tracking, fit_linear, matrix_to_rotvec
+from wvl_ros.world_model.kinematics import Kinematics, matrix_to_rotvec
+from wvl_ros.world_model.tracking import Tracking, fit_linear
 
 _SCALE = 200.0  # an error of 5 mm or 5 mrad counts as 1
 _STAGES = ((1, 400, 512, 3e-3), (8, 500, 96, 1e-3), (20, 400, 64, 1e-3))  # unroll, updates, batch, learning rate
@@ -58,7 +59,7 @@ def fit_others(tracking: Tracking, cache: FrameCache, generator: torch.Generator
 
 def _fit_line(tracking: Tracking, cache: FrameCache, generator: torch.Generator, calibrated: bool) -> None:
     counts = cache.step_count - 1
-    starts = torch.nonzero(((cache.calibrated > 0) == calibrated) & (counts > 0))[:, 0]
+    starts = torch.nonzero((cache.calibrated == float(calibrated)) & (counts > 0))[:, 0]
     if not len(starts):
         return
     rows = _draw(starts, counts[starts], cache, 30_000, 1, generator)

@@ -12,6 +12,7 @@ from wvl_ros.checkpoints import find
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.visual_judge import FILE, fit_judge, save_judge
 from wvl_ros.training.frame_cache import open_cache
+from wvl_ros.training.mirror import is_symmetric, with_mirror_images
 from wvl_ros.world_model.loading import read_config
 
 
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.data, size=config["image_size"], patch=config["patch"],
         actions_per_frame=config["actions_per_frame"], rig=config["rig"],
     )  # fmt: skip
+    if is_symmetric(config["cameras"]):
+        cache = with_mirror_images(cache, int(config["patch"]))
     judge = fit_judge(cache, list(config["vocabulary"]), int(config["patch"]), steps=args.steps, seed=args.seed)
     save_judge(folder, judge)
     return {"file": str(folder / FILE), "episodes": len(cache), "steps": args.steps}

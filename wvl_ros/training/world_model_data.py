@@ -14,19 +14,26 @@ from torch import Tensor
 from wvl_ros.errors import ConfigError
 from wvl_ros.sans.episodes import list_episodes
 from wvl_ros.training.frame_cache import FrameCache, join, open_cache
-from wvl_ros.training.world_model_settings import DEFAULT_RIG, WorldModelTraining
+from wvl_ros.training.mirror import is_symmetric, with_mirror_images
+from wvl_ros.training.world_model_settings import DEFAULT_RIG, WorldModelTraining, rig_facts
 from wvl_ros.worlds.imagined_start import is_calibrated
 
+_SHARES, _REST = {"success": 0.4, "near_success": 0.4}, 0.2  # of outcomes, when `balanced`
+_MOST = 5.0  # times as often as on average an episode is drawn at most
 _POSTURES = 150  # episodes whose joints are looked at
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Episodes of a run: `replayed` bool (E,) marks the old ones among those of `cache`; `path` leads to the new."""
+    """Episodes of a run: `replayed` bool (E,) marks the old ones among those of `cache`; `path` leads to the new.
+
+    `own` are the same without mirror images.
+    """
 
     cache: FrameCache
     replayed: Tensor
     path: Path
+    own: FrameCache
 
     def posture_samples(self, rig: str) -> tuple[Tensor, Tensor] | None:
         """`posture_samples` of some episodes of the calibrated rig, evenly over all; None where there are none."""
@@ -39,34 +46,50 @@ class TrainingData:
         return posture_samples(own) if own else None
 
     def weights(self, settings: WorldModelTraining) -> Tensor:
-        """(E,) how often an episode is drawn: by `replay_share`, and within old and new ones by `other_rigs`."""
+        """(E,) how often an episode is drawn: by `replay_share`, within old and new ones by `other_rigs`, and within
+        those of one rig by `balanced`.
+        """
         weights = torch.zeros(len(self.cache))
         usable = self.cache.frame_count > 1
         groups = [(self.replayed, settings.replay_share), (~self.replayed, 1 - settings.replay_share)]
         groups = [(rows & usable, share) for rows, share in groups if bool((rows & usable).any())]
         for rows, share in groups if len(groups) > 1 else [(rows, 1.0) for rows, _ in groups]:
-            own = rows & (self.cache.calibrated > 0)
+            own = rows & (self.cache.calibrated != 0)
             other = rows & ~own
-            if bool(own.any()) and bool(other.any()):
-                weights[own] = share * (1 - settings.other_rigs) / own.sum()
-                weights[other] = share * settings.other_rigs / other.sum()
-            else:
-                weights[rows] = share / rows.sum()
+            both = bool(own.any()) and bool(other.any())
+            for some, part in ((own, 1 - settings.other_rigs), (other, settings.other_rigs)):
+                if bool(some.any()):
+                    spread = self._balance(some) if settings.balanced else some / some.sum()
+                    weights += share * (part if both else 1.0) * spread
         return weights
+
+    def _balance(self, rows: Tensor) -> Tensor:
+        """(E,) over the episodes of `rows` (E,) bool: tasks alike, and of each the outcomes by `_SHARES`."""
+        groups: dict[str, dict[str, list[int]]] = {}
+        for i in rows.nonzero()[:, 0].tolist():
+            groups.setdefault(self.cache.tasks[i], {}).setdefault(self.cache.outcomes[i], []).append(i)
+        weights = torch.zeros(len(rows))
+        for outcomes in groups.values():
+            whole = sum(_SHARES.get(outcome, _REST) for outcome in outcomes)
+            for outcome, chosen in outcomes.items():
+                weights[chosen] = _SHARES.get(outcome, _REST) / whole / len(chosen) / len(groups)
+        weights = weights.clamp(max=_MOST / int(rows.sum()))  # a few of a kind are not to be learned by heart
+        return weights / weights.sum()
 
 
 def open_data(
-    settings: WorldModelTraining, shape: Mapping[str, Any], data: Path, replay: Path | None = None
+    settings: WorldModelTraining, model: Mapping[str, Any], data: Path, replay: Path | None = None
 ) -> TrainingData:
     """The episodes at `data`, those at `replay` behind them.
 
     Args:
-        shape: the model's `cache_shape`.
+        model: a model's configuration, or a configuration file's table `model`.
 
     Raises:
         EpisodeError: an episode cannot be used.
         ConfigError: none is long enough, or all have one outcome.
     """
+    shape = cache_shape(model)
     cache = chosen(open_cache(data, **shape), settings, data)
     replayed = torch.zeros(len(cache), dtype=torch.bool)
     if replay is not None:
@@ -74,7 +97,11 @@ def open_data(
         cache = join(cache, old)
         replayed = torch.cat([replayed, torch.ones(len(old), dtype=torch.bool)])
     check(cache, data)
-    return TrainingData(cache, replayed, data)
+    own = cache
+    if settings.mirror and is_symmetric(model.get("cameras") or rig_facts(shape["rig"]).get("cameras", ())):
+        cache = with_mirror_images(own, shape["patch"])
+        replayed = torch.cat([replayed, replayed[own.calibrated > 0]])
+    return TrainingData(cache, replayed, data, own)
 
 
 def cache_shape(model: Mapping[str, Any]) -> dict[str, Any]:

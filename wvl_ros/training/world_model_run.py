@@ -80,8 +80,9 @@ class Run:
         if sources.start is not None:
             settings = settings.for_fine_tuning(bool(sources.lora_rank))
         self.settings, self.out, self.processes = settings, out, processes
-        shape = cache_shape(sources.start.config if sources.start is not None else settings.model)
-        data = open_data(settings, shape, sources.data, sources.replay)
+        model = sources.start.config if sources.start is not None else settings.model
+        shape = cache_shape(model)
+        data = open_data(settings, model, sources.data, sources.replay)
         self.held: FrameCache | None = None
         if sources.validation is not None:
             self.held = chosen(open_cache(sources.validation, **shape), settings, sources.validation)
@@ -218,7 +219,7 @@ class Run:
     def _blind(self, trainer: Trainer) -> BlindBaseline:
         blind = load_blind(self.out, trainer.model)
         if blind is None:
-            blind = fit_blind(trainer.cache, list(trainer.model.config["vocabulary"]))
+            blind = fit_blind(trainer.data.own, list(trainer.model.config["vocabulary"]))
             save_blind_file(self.out, blind)
         return blind
 

@@ -47,6 +47,9 @@ class WorldModelTraining:
         joint_reward: whether the reward head is trained with the network and sees its features; else it is a separate
             classifier of frames, trained after.
         reward_fit_share: share of the run after which the reward head is fitted once more, on the model's own rollouts.
+        mirror: whether each episode is learned from twice, once in the mirror, where the rig is its own mirror image
+            (small size only). balanced: whether tasks are drawn equally often, and of each task successes and
+            near-successes twice as often as failures; else every episode is.
         patience: validations without a gain that end the run; 0 for never.
         checkpoint_seconds, validate_seconds: training time between. validation_episodes: episodes of one validation.
         lora_rank: of the adapter that is trained in place of a checkpoint's weights; 0 for none.
@@ -79,6 +82,8 @@ class WorldModelTraining:
     sources: list[str] = field(default_factory=list)
     joint_reward: bool = True
     reward_fit_share: float = 0.1
+    mirror: bool = True
+    balanced: bool = True
     patience: int = 0
     seed: int = 0
     checkpoint_seconds: float = 120.0
@@ -178,26 +183,28 @@ def build_model(settings: WorldModelTraining, cache: FrameCache) -> WorldModel:
         "max_rotation": droid.MAX_ROTATION_DELTA,
         "joint_reward": settings.joint_reward,
     }
-    rig = settings.model.get("rig", DEFAULT_RIG)
-    arguments["rig"] = rig
-    if rig == "tabletop":
-        from wvl_ros.worlds.tabletop import FLOOR, TabletopWorld
-
-        calibration = TabletopWorld().camera_calibration()
-        arguments["lowest_tcp"] = FLOOR
-        arguments["cameras"] = [
-            {
-                key: value.tolist() if isinstance(value, np.ndarray) else value
-                for key, value in calibration[name].items()
-            }
-            for name in droid.CAMERAS
-        ]
-    elif rig:
-        raise ConfigError(f"The cameras of the rig '{rig}' are not known; use 'tabletop', or '' for none.")
+    arguments |= rig_facts(str(settings.model.get("rig", DEFAULT_RIG)))
     try:
         return WorldModel(**(arguments | settings.model))
     except TypeError as error:
         raise ConfigError(f"The configuration's table `model` does not fit the world model: {error}") from error
+
+
+def rig_facts(rig: str) -> dict[str, Any]:
+    """What a model is told of the rig of a name, '' for none: arguments of `WorldModel`."""
+    if not rig:
+        return {"rig": rig}
+    if rig != "tabletop":
+        raise ConfigError(f"The cameras of the rig '{rig}' are not known; use 'tabletop', or '' for none.")
+    from wvl_ros.worlds.droid import CAMERAS
+    from wvl_ros.worlds.tabletop import FLOOR, TabletopWorld
+
+    calibration = TabletopWorld().camera_calibration()
+    cameras = [
+        {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in calibration[name].items()}
+        for name in CAMERAS
+    ]
+    return {"rig": rig, "lowest_tcp": FLOOR, "cameras": cameras}
 
 
 def with_words(model: WorldModel, instructions: Sequence[str]) -> WorldModel:

@@ -84,12 +84,12 @@ class Trainer:
         else:
             effort, fitted = self.settings.tracking_effort, {}
             if self.fresh:
-                fit_tracking(tracking, self.cache, self.generator, effort)
+                fit_tracking(tracking, self.data.own, self.generator, effort)
                 samples = self.data.posture_samples(str(self.model.config["rig"]))
                 if samples is not None:
                     fitted = fit_posture(posture, *samples, self.generator, max(1, round(1500 * effort)))
             else:
-                fit_others(tracking, self.cache, self.generator)
+                fit_others(tracking, self.data.own, self.generator)
             self.processes.copy_from_main(self.model)
             self.average.tracking.load_state_dict(tracking.state_dict())
             self.average.posture.load_state_dict(posture.state_dict())
@@ -108,7 +108,7 @@ class Trainer:
                 self.slots.restore(tensors)
         self.journal = Journal(self.out, self.step, writes=self.processes.main)
         if not resumed:
-            self.log("servo", tracking_errors(tracking, self.cache) | fitted)
+            self.log("servo", tracking_errors(tracking, self.data.own) | fitted)
 
     def checkpoint(self) -> None:
         """Writes the state and the averaged weights; every process must call it."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.world_model.imagination import ImaginedFrames
-from wvl_ros.world_model.kinematics import Kinematics, Tracking
+from wvl_ros.world_model.kinematics import Kinematics
+from wvl_ros.world_model.tracking import Tracking
 
 Memory = dict[str, Tensor]  # of B rollouts; every tensor's first dimension is the rollout
 

@@ -24,7 +24,8 @@ _PALM = 0.06  # m behind the TCP
 _TABLE_CENTER = (0.5, 0.0)
 _MARKER_WIDTH = 0.8  # grid cells
 _NEAREST = 0.05  # m in front of the camera; nearer points are drawn at this depth
-_FURTHEST = 0.5  # of half an image: a longer shift of the gripper between two frames is cut
+_SHORTEST = 0.01  # of the image: a part of the arm that looks shorter is seen end on
+_GROWTH = 1.25  # a part of the arm grows or shrinks at most so much between two frames
 
 
 class CameraGeometry(nn.Module):
@@ -114,13 +115,42 @@ class CameraGeometry(nn.Module):
         """(B, S, S, 2): where each pixel is, -1..1 (x right, y down), as `grid_sample` counts."""
         return (2 * self.get_buffer(f"pixels_{self.size}")).view(1, self.size, self.size, 2).expand(batch, -1, -1, -1)
 
-    def shift(self, view: int, now: Kinematics, then: Kinematics) -> Tensor:
-        """(B, 1, 1, 2): how far the TCP's projection moves in a fixed view, in the units of `still`."""
+    def places_of_arm(self, view: int, now: Tensor, then: Tensor) -> Tensor:
+        """Where a fixed view finds its pixels in the last frame, if each belonged to the nearest part of the arm.
+
+        Args:
+            now, then: (B, J, 3) m of the base, points along the arm; the parts lie between one and the next.
+
+        Returns:
+            Places (B, S, S, 2) in the units of `still`.
+        """
+        batch = len(now)
         if not self.known[view]:
-            return now.position.new_zeros(len(now.position), 1, 1, 2)
-        points = torch.stack([now.state()[:, :3], then.state()[:, :3]], 1)
-        before, after = self.project(view, points).unbind(1)
-        return (2 * (after - before)).clamp(-_FURTHEST, _FURTHEST)[:, None, None]
+            return self.still(batch)
+        was, is_ = self.project(view, now), self.project(view, then)
+        way_was, way = was[:, 1:] - was[:, :-1], is_[:, 1:] - is_[:, :-1]  # (B, parts, 2)
+        length = (way * way).sum(2)
+        square = length.clamp(min=_SHORTEST**2)
+        # A part moves, turns and grows in the picture: multiplication by a complex number; end on, it only moves.
+        real = ((way * way_was).sum(2) + square - length) / square
+        imaginary = (way[..., 0] * way_was[..., 1] - way[..., 1] * way_was[..., 0]) / square
+        size = (real * real + imaginary * imaginary).sqrt().clamp(min=1e-6)
+        limit = size.clamp(1 / _GROWTH, _GROWTH) / size
+        real, imaginary = real * limit, imaginary * limit
+        x, y = (
+            self.get_buffer(f"pixels_{self.size}")[:, i, None] - is_[:, None, :-1, i] for i in (0, 1)
+        )  # (B, S^2, parts)
+        along = ((x * way[:, None, :, 0] + y * way[:, None, :, 1]) / square[:, None]).clamp(0, 1)
+        gap = (x - along * way[:, None, :, 0]).square() + (y - along * way[:, None, :, 1]).square()
+        nearest = gap.argmin(2, keepdim=True)
+        x, y = (part.gather(2, nearest)[..., 0] for part in (x, y))
+        origin, real, imaginary = (
+            part.gather(1, nearest[..., 0].unsqueeze(2).expand(-1, -1, part.shape[2]))
+            for part in (was[:, :-1], real[..., None], imaginary[..., None])
+        )
+        real, imaginary = real[..., 0], imaginary[..., 0]
+        turned = torch.stack([x * real - y * imaginary, x * imaginary + y * real], 2)
+        return (2 * (origin + turned)).clamp(-3, 3).view(batch, self.size, self.size, 2)
 
     def places(self, taken: Kinematics, seen: Kinematics) -> tuple[Tensor, Tensor]:
         """Where the wrist view at `seen` finds its pixels in the one at `taken`, if all lay on the table (z = 0).

@@ -24,10 +24,11 @@ from wvl_ros.world_model import composition
 from wvl_ros.world_model.blocks import UNet, zero
 from wvl_ros.world_model.geometry import MAPS_PER_VIEW, CameraGeometry
 from wvl_ros.world_model.instruction import InstructionEncoder
-from wvl_ros.world_model.kinematics import STATE_DIM, Kinematics, Tracking
+from wvl_ros.world_model.kinematics import STATE_DIM, Kinematics
 from wvl_ros.world_model.patches import VIEWS
 from wvl_ros.world_model.posture import MAPS, Posture
 from wvl_ros.world_model.reward_head import RewardHead
+from wvl_ros.world_model.tracking import Tracking
 
 _STATE_SCALE = (0.05,) * 3 + (0.15,) * 6 + (0.3,)  # a usual change in one frame
 
@@ -208,11 +209,13 @@ class WorldModel(ModelMixin, ConfigMixin):
             now_state, then_state = now.state(), then.state()
             facts = self._facts(now, now_state, then_state, commanded, sigma, calibrated)
             first_k = Kinematics.unpack(context.kinematics)
-            given = composition.copies(self.geometry, last, context.first, first_k, now, then, calibrated, patch)
-            outlines = self.geometry.silhouettes(*self.posture.segments(then)).flatten(0, 1)
+            links = [self.posture.links(k, calibrated < 0) for k in (now, then)]
+            arms = (self.posture.chain(now, links[0]), self.posture.chain(then, links[1]))
+            given = composition.copies(self.geometry, last, context.first, first_k, now, then, arms, calibrated, patch)
+            outlines = self.geometry.silhouettes(*self.posture.segments(then, links[1])).flatten(0, 1)
             outlines = nn.functional.pixel_unshuffle(outlines, patch // 2).unflatten(0, (-1, VIEWS))
             maps = torch.cat([self.geometry.maps(now), self.geometry.maps(then), outlines], 2).permute(0, 1, 3, 4, 2)
-            maps = maps * calibrated[:, None, None, None, None]
+            maps = maps * (calibrated != 0)[:, None, None, None, None]
             gain = ((1 - sigma) / ((1 - sigma) ** 2 + sigma**2))[:, None, None, None, None]  # of the best linear guess
             old = composition.views(previous) - given.last
             parts = [composition.views(noisy) * gain, given.last, old, given.moved, given.first, given.around, maps]

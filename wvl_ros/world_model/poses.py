@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wvl_ros.world_model.kinematics import Kinematics, euler_to_matrix
+from wvl_ros.world_model.kinematics import Kinematics, euler_to_matrix, matrix_to_euler
 
 # 1st and 99th percentile of DROID's poses, as Ctrl-World's published weights were trained with (its stat.json).
 DROID_LOW = (0.267666, -0.441716, -0.042784, -3.137372, -1.214391, -2.115816, 0.0)
@@ -52,11 +52,3 @@ def relative(poses: Tensor) -> Tensor:
     moved = (back @ (position[:, 1:] - position[:, :-1])[..., None])[..., 0]
     turned = matrix_to_euler((back @ rotation[:, 1:]).flatten(0, 1)).reshape(*moved.shape)
     return torch.cat([moved * RELATIVE_SCALE, turned * RELATIVE_SCALE, gripper], -1)
-
-
-def matrix_to_euler(rotation: Tensor) -> Tensor:
-    """Extrinsic xyz Euler angles (B, 3) in rad of rotations (B, 3, 3)."""
-    x = torch.atan2(rotation[:, 2, 1], rotation[:, 2, 2])
-    y = torch.asin((-rotation[:, 2, 0]).clamp(-1, 1))
-    z = torch.atan2(rotation[:, 1, 0], rotation[:, 0, 0])
-    return torch.stack([x, y, z], 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wvl_ros.world_model.kinematics import TCP_OFFSET, Kinematics
+from wvl_ros.world_model.kinematics import ACROSS, TCP_OFFSET, Kinematics
 
 LINKS = 2  # elbow and wrist
 FLANGE_OFFSET = 0.107  # m from the last joint to the flange, along its z axis
@@ -49,9 +49,24 @@ class Posture(nn.Module):
         links = self.net(x) * self.get_buffer("scale") + self.get_buffer("mean")
         return torch.as_tensor(links).unflatten(1, (LINKS, 3))
 
-    def segments(self, k: Kinematics) -> tuple[Tensor, Tensor]:
+    def links(self, k: Kinematics, mirrored: Tensor) -> Tensor:
+        """As `forward`, where `mirrored` (B,) bool says that `k` is what a mirror shows, see `Kinematics.mirrored`."""
+        if not bool(mirrored.any()):
+            return self(k)
+        links = self(k.mirrored(mirrored))
+        return torch.where(mirrored[:, None, None], links @ ACROSS, links)
+
+    @staticmethod
+    def chain(k: Kinematics, links: Tensor) -> Tensor:
+        """(B, 4, 3) m: elbow, wrist, last joint and TCP, from `links` (B, 2, 3)."""
+        state = k.state()
+        joint = k.position - state[:, 6:9] * FLANGE_OFFSET
+        return torch.cat([links, joint[:, None], state[:, None, :3]], 1)
+
+    @staticmethod
+    def segments(k: Kinematics, links: Tensor) -> tuple[Tensor, Tensor]:
         """The ends (B, 6, 3) and (B, 6, 3) m of the arm's segments, with radii `RADII`, each drawn in map `MAP_OF`."""
-        state, links = k.state(), self(k)
+        state = k.state()
         tcp, x, z = state[:, :3], state[:, 3:6], state[:, 6:9]
         across = torch.cross(z, x, dim=1)
         half = across * (_HALF_OPENING * (1 - k.gripper).clamp(0, 1))

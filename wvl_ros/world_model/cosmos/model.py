@@ -18,7 +18,8 @@ from wvl_ros.world_model.chunks import Arm, Call, Memory
 from wvl_ros.world_model.cosmos import flow
 from wvl_ros.world_model.cosmos.transformer import ActionCosmosTransformer
 from wvl_ros.world_model.heads import FeatureTap, FrameHeads, FrameOutput
-from wvl_ros.world_model.kinematics import STATE_DIM, Kinematics, Tracking
+from wvl_ros.world_model.kinematics import STATE_DIM, Kinematics
+from wvl_ros.world_model.tracking import Tracking
 from wvl_ros.world_model.views import STACKED_VIEWS, stack, to_pixels, to_uint8, unstack
 
 IN_TIME = 4  # frames that one latent frame stands for, but the first, which stands for one

@@ -17,9 +17,10 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.world_model import poses
 from wvl_ros.world_model.chunks import Arm, Call, Memory
 from wvl_ros.world_model.heads import FeatureTap, FrameHeads, FrameOutput
-from wvl_ros.world_model.kinematics import Kinematics, Tracking
+from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.svd import edm
 from wvl_ros.world_model.svd.unet import FrameTokens, use_one_token_attention
+from wvl_ros.world_model.tracking import Tracking
 from wvl_ros.world_model.views import STACKED_VIEWS, stack, to_pixels, to_uint8, unstack
 
 VAE = {  # as published with Stable Video Diffusion
