@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from wvl_ros.checkpoints import find
-from wvl_ros.errors import ConfigError
+from wvl_ros.errors import CheckpointError, ConfigError
 from wvl_ros.evaluation import world_model as evaluation
 from wvl_ros.evaluation.visual_judge import VisualJudge, save_judge
 from wvl_ros.sans.episode import Episode
@@ -96,3 +96,9 @@ def test_a_model_that_imagines_the_truth_has_perfect_figures(
     assert (result["psnr"], result["ssim"]) == (100.0, 1.0)
     assert result["intervals_95"]["psnr"] == (100.0, 100.0)
     assert result["wrist_image_left"]["psnr_at_4.0s"] is None
+
+
+def test_a_large_model_is_told_where_it_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "SVDWorldModel"}))
+    with pytest.raises(CheckpointError, match="takes the small world model.*--validation"):
+        evaluate(tmp_path)

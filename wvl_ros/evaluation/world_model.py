@@ -28,7 +28,7 @@ from wvl_ros.evaluation.review import agreement, write_review
 from wvl_ros.evaluation.visual_judge import VisualJudge, judge_videos, load_judge
 from wvl_ros.training.frame_cache import FrameCache, open_cache
 from wvl_ros.world_model import patches
-from wvl_ros.world_model.loading import load_world_model
+from wvl_ros.world_model.loading import load_small_world_model
 from wvl_ros.world_model.model import WorldModel
 
 __all__ = ["add_arguments", "evaluate", "run", "show"]
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if path is not None and not path.is_file():
             raise ConfigError(f"There is no file '{path}'; wvl_ros/evaluation/perceptual.py says which ones fit.")
     folder = find("world_model", args.checkpoint)
-    model = load_world_model(folder)
+    model = load_small_world_model(folder, "`wvl evaluate world-model`")
     pairs = args.pairs if args.pairs is not None else 0 if args.data else PAIRS
     tasks = {"tasks": args.task} if args.task else {}
     with tempfile.TemporaryDirectory() as scratch:

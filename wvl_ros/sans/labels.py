@@ -160,10 +160,10 @@ class RewardModel:
             CheckpointError: it is missing or damaged.
         """
         from wvl_ros.checkpoints import find
-        from wvl_ros.world_model.loading import load_world_model
+        from wvl_ros.world_model.loading import load_small_world_model
 
         self.config = config or JudgeConfig()
-        self.model = load_world_model(find("world_model", self.config.checkpoint)).eval()
+        self.model = load_small_world_model(find("world_model", self.config.checkpoint), "Labelling by reward model")
 
     def judge(self, episode: Episode) -> Verdict:
         """Success, near-success or failure; the same episode always gets the same verdict.

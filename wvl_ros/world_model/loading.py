@@ -51,6 +51,21 @@ def load_world_model(folder: Path | str) -> WorldModel:
     return model.eval()
 
 
+def load_small_world_model(folder: Path | str, purpose: str) -> WorldModel:
+    """As `load_world_model`, for a `purpose` (a command, say) that cannot use a large model.
+
+    Raises:
+        CheckpointError: also when it is a large one.
+    """
+    name = read_config(Path(folder)).get("_class_name")
+    if name in large.CLASSES:
+        raise CheckpointError(
+            f"{purpose} takes the small world model, but '{folder}' holds a {name}; a large one is measured by the "
+            "validations of `wvl train world-model --validation`."
+        )
+    return load_world_model(folder)
+
+
 def save_world_model(model: WorldModel, folder: Path | str, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes what `load_world_model` and `WorldModel.from_pretrained` read, each file whole or not at all."""
     folder = Path(folder)
