@@ -37,13 +37,14 @@ def _mixed(choice: int, calibrated: float = 1.0) -> torch.Tensor:
     geometry = CameraGeometry([DOWN, None, None], 16, 64)
     last, first = _frames()
     hands = (_kinematics(0.0), _kinematics(0.0), _kinematics(0.04))
-    given = composition.copies(
-        geometry, last, first, *hands, (_arm(0.0), _arm(3 * PIXEL)), torch.full((2,), calibrated), 4
-    )
+    pictures = [composition.Picture.of(frame, 4) for frame in (last, first)]
+    arms = (_arm(0.0), _arm(3 * PIXEL))
+    given = composition.copies(geometry, *pictures, *hands, arms, torch.full((2,), calibrated), 4)
     logits = torch.zeros(2, 3, 16, 16, composition.CHOICES, 16)
     logits[..., choice, :] = 50.0
     nothing = torch.zeros(2, 3, 16, 16, 48)
-    return composition.compose(given, nothing + 0.1, logits.flatten(4), nothing[..., :32], 4)
+    drawn = composition.compose(given, nothing + 0.1, logits.flatten(4), nothing[..., :32], 4)
+    return composition.frame(drawn)
 
 
 def test_each_choice_gives_its_own_picture() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from wvl_ros.checkpoints import find
 from wvl_ros.errors import CheckpointError, ConfigError
+from wvl_ros.world_model import composition
 from wvl_ros.world_model.instruction import InstructionEncoder, collect_vocabulary
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.loading import WEIGHTS_NAME, load_world_model, save_world_model
@@ -37,7 +38,7 @@ def test_a_fresh_model_mostly_copies_the_last_frame() -> None:
     inputs = _inputs(model)
     with torch.no_grad():
         out = model(*inputs)
-    last, first = inputs[2], inputs[-1].first
+    last, first = inputs[2], composition.frame(inputs[-1].first.views)
     assert (out.frame - last).abs().mean() < (out.frame - first).abs().mean()
     assert out.reward.shape == (2,)
     assert out.kinematics.shape == (2, 39)

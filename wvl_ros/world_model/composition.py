@@ -22,15 +22,32 @@ CHOICES = 4  # new, moved, last, first
 REACH = 0.125  # of the image: the longest correction of a motion, 8 of 64 pixels
 
 
+class Picture(NamedTuple):
+    """A frame in both forms: `views` (B, V, G, G, K) and `images` (B, V, 3, S, S)."""
+
+    views: Tensor
+    images: Tensor
+
+    @classmethod
+    def of(cls, frame: Tensor, patch: int) -> Picture:
+        """Of frames (B, C, G, G)."""
+        parts = views(frame)
+        return cls(parts, images(parts, patch))
+
+    def select(self, rows: Tensor) -> Picture:
+        """Of some of the rollouts (n,)."""
+        return Picture(self.views[rows], self.images[rows])
+
+
 class Copies(NamedTuple):
-    """What a next frame can be copied from; all as views (B, V, G, G, K) with K = 3 patch^2 channels.
+    """What a next frame can be copied from; but for `last`, all as views (B, V, G, G, K) with K = 3 patch^2 channels.
 
     `first` is warped in the wrist view. `around` is for the wrist view the table as the fixed cameras first saw it, for
     these nothing. `place` (B, V, S, S, 2) is where each pixel of `moved` was in the last frame,
     -1..1; `inside` (B, V, S, S) whether the last frame shows it.
     """
 
-    last: Tensor
+    last: Picture
     moved: Tensor
     first: Tensor
     around: Tensor
@@ -40,8 +57,8 @@ class Copies(NamedTuple):
 
 def copies(
     geometry: CameraGeometry,
-    last: Tensor,
-    first: Tensor,
+    last: Picture,
+    first: Picture,
     first_k: Kinematics,
     now: Kinematics,
     then: Kinematics,
@@ -49,33 +66,31 @@ def copies(
     calibrated: Tensor,
     patch: int,
 ) -> Copies:
-    """The copies for frames `last` and `first` (B, C, G, G).
+    """The copies for frames `last` and `first`.
 
     `arms`: (B, 4, 3) m now and then, see `Posture.chain`. `calibrated` (B,): 0 leaves all where it is.
     """
-    batch = len(last)
+    batch = len(last.views)
     known = calibrated[:, None, None, None] != 0
-    last_views, first_views = views(last), views(first)
-    last_images, first_images = images(last_views, patch), images(first_views, patch)
     still = geometry.still(batch)
     arm = [torch.where(known, geometry.places_of_arm(view, *arms), still) for view in (0, 1)]
     table, inside_last = geometry.places(now, then)
     table_first, inside_first = geometry.places(first_k, then)
     table, table_first = torch.where(known, table, still), torch.where(known, table_first, still)
-    moved = sample(last_images[:, 2], table, sharp=True)
-    warped = sample(first_images[:, 2], table_first)
-    around = _around(geometry, first_images, then) * known
+    moved = sample(last.images[:, 2], table, sharp=True)
+    warped = sample(first.images[:, 2], table_first)
+    around = _around(geometry, first.images, then) * known
     # What one of the two had not in view is taken from the other, then from the fixed cameras; what none had is grey.
     from_last, from_first = (inside[:, None] | ~known for inside in (inside_last, inside_first))
     filled = torch.where(from_last, moved, torch.where(from_first, warped, around))
     filled_first = torch.where(from_first, warped, torch.where(from_last, moved, around))
-    moved_images = torch.stack([sample(last_images[:, v], arm[v], sharp=True) for v in (0, 1)] + [filled], 1)
+    moved_images = torch.stack([sample(last.images[:, v], arm[v], sharp=True) for v in (0, 1)] + [filled], 1)
     all_inside = torch.ones_like(from_last[:, 0])
-    nothing = torch.zeros_like(last_views[:, :2])
+    nothing = torch.zeros_like(last.views[:, :2])
     return Copies(
-        last=last_views,
+        last=last,
         moved=unimages(moved_images, patch),
-        first=torch.cat([first_views[:, :2], unimages(filled_first[:, None], patch)], 1),
+        first=torch.cat([first.views[:, :2], unimages(filled_first[:, None], patch)], 1),
         around=torch.cat([nothing, unimages(around[:, None], patch)], 1),
         place=torch.stack([*arm, table], 1),
         inside=torch.stack([all_inside, all_inside, from_last[:, 0]], 1),
@@ -92,18 +107,18 @@ def _around(geometry: CameraGeometry, first_images: Tensor, then: Kinematics) ->
 
 
 def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, patch: int) -> Tensor:
-    """The next frame (B, C, G, G).
+    """The next frame as views (B, V, G, G, K).
 
     Args:
         change: (B, V, G, G, K) what new values add to the last frame. choice: (B, V, G, G, 4 patch^2) logits.
         correction: (B, V, G, G, 2 patch^2) of where the moved pixels were, in units of `REACH`.
     """
-    batch, _, grid = given.last.shape[:3]
+    batch, _, grid = given.last.views.shape[:3]
     n = patch * patch
     size = grid * patch
     offset = correction.reshape(batch, VIEWS, grid, grid, 2, patch, patch).permute(0, 1, 2, 5, 3, 6, 4)
     place = given.place + 2 * REACH * torch.tanh(offset.reshape(batch, VIEWS, size, size, 2))
-    source = images(given.last, patch).flatten(0, 1)
+    source = given.last.images.flatten(0, 1)
     moved = unimages(sample(source, place.flatten(0, 1), sharp=True).unflatten(0, (batch, VIEWS)), patch)
     inside = given.inside.reshape(batch, VIEWS, grid, patch, grid, patch).permute(0, 1, 2, 4, 3, 5)
     inside = inside.reshape(batch, VIEWS, grid, grid, 1, n)
@@ -112,14 +127,14 @@ def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, p
         return x.unflatten(4, (3, n))
 
     weights = choice.unflatten(4, (CHOICES, n)).softmax(4)
-    old = split(given.last)
+    old = split(given.last.views)
     moved = torch.where(inside, split(moved), split(given.moved))
     new = old + split(change)
     parts = (new, moved, old, split(given.first))
     mixed = weights[..., 0:1, :] * parts[0]
     for i in range(1, CHOICES):
         mixed = mixed + weights[..., i : i + 1, :] * parts[i]
-    return frame(mixed.flatten(4))
+    return mixed.flatten(4)
 
 
 def views(frames: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from wvl_ros.errors import ConfigError
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.blocks import UNet, zero
+from wvl_ros.world_model.composition import Picture
 from wvl_ros.world_model.geometry import MAPS_PER_VIEW, CameraGeometry
 from wvl_ros.world_model.instruction import InstructionEncoder
 from wvl_ros.world_model.kinematics import STATE_DIM, Kinematics
@@ -65,12 +66,12 @@ class Evidence(NamedTuple):
 class Context(NamedTuple):
     """What does not change inside a rollout: computed once, used for every frame. Batch first, all of it.
 
-    first (B, C, G, G): the first frame. kinematics (B, 39): of it, packed. calibrated (B,): 1 where the images come
+    first: the first frame. kinematics (B, 39): of it, packed. calibrated (B,): 1 where the images come
     from the calibrated cameras, else 0. text (B, instruction_dim). seen (B V, ...): the reward head's view of the first
     frame.
     """
 
-    first: Tensor
+    first: Picture
     kinematics: Tensor
     calibrated: Tensor
     text: Tensor
@@ -79,7 +80,7 @@ class Context(NamedTuple):
     def select(self, rows: Tensor) -> Context:
         """Of some of the rollouts (n,)."""
         seen = self.seen.unflatten(0, (-1, VIEWS))[rows].flatten(0, 1)
-        return Context(self.first[rows], self.kinematics[rows], self.calibrated[rows], self.text[rows], seen)
+        return Context(self.first.select(rows), self.kinematics[rows], self.calibrated[rows], self.text[rows], seen)
 
 
 class WorldModel(ModelMixin, ConfigMixin):
@@ -167,8 +168,9 @@ class WorldModel(ModelMixin, ConfigMixin):
         (B, words) of `self.instruction.tokens`, `calibrated` (B,).
         """
         text = self.instruction(instruction).float()
-        seen = self.reward_head.first(_as_images(composition.views(first)))
-        return Context(first, kinematics.float(), calibrated.float(), text, seen)
+        picture = Picture.of(first, int(self.config["patch"]))
+        seen = self.reward_head.first(_as_images(picture.views))
+        return Context(picture, kinematics.float(), calibrated.float(), text, seen)
 
     def move(self, kinematics: Tensor, actions: Tensor, calibrated: Tensor) -> tuple[Kinematics, Tensor]:
         """The arm alone, from packed kinematics (B, 39) under actions (B, K, 7); `calibrated` (B,) as in `forward`.
@@ -211,16 +213,17 @@ class WorldModel(ModelMixin, ConfigMixin):
             first_k = Kinematics.unpack(context.kinematics)
             links = [self.posture.links(k, calibrated < 0) for k in (now, then)]
             arms = (self.posture.chain(now, links[0]), self.posture.chain(then, links[1]))
-            given = composition.copies(self.geometry, last, context.first, first_k, now, then, arms, calibrated, patch)
+            seen = Picture.of(last, patch)
+            given = composition.copies(self.geometry, seen, context.first, first_k, now, then, arms, calibrated, patch)
             outlines = self.geometry.silhouettes(*self.posture.segments(then, links[1])).flatten(0, 1)
             outlines = nn.functional.pixel_unshuffle(outlines, patch // 2).unflatten(0, (-1, VIEWS))
             maps = torch.cat([self.geometry.maps(now), self.geometry.maps(then), outlines], 2).permute(0, 1, 3, 4, 2)
             maps = maps * (calibrated != 0)[:, None, None, None, None]
             gain = ((1 - sigma) / ((1 - sigma) ** 2 + sigma**2))[:, None, None, None, None]  # of the best linear guess
-            old = composition.views(previous) - given.last
-            parts = [composition.views(noisy) * gain, given.last, old, given.moved, given.first, given.around, maps]
-            place = self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1)
-            x = _as_images(torch.cat([*parts, place], 4).to(_precision()))
+            old = composition.views(previous) - seen.views
+            parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.around, maps]
+            parts.append(self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1))
+            x = _as_images(torch.cat([part.to(_precision()) for part in parts], 4))
         condition = self.condition(torch.cat([facts, context.text], 1))[:, None] + self.view
         full, half = self.unet(x, torch.nn.functional.silu(condition).flatten(0, 1))
 
@@ -228,19 +231,21 @@ class WorldModel(ModelMixin, ConfigMixin):
             layer(full).permute(0, 2, 3, 1).unflatten(0, (-1, VIEWS)).float()
             for layer in (self.to_frame, self.to_choice, self.to_correction)
         )
-        frame = composition.compose(given, change, choice, correction, patch)
+        drawn = composition.compose(given, change, choice, correction, patch)
         pooled = torch.cat([half.amax((2, 3)), half.mean((2, 3))], 1).unflatten(0, (-1, VIEWS)).flatten(1)
         gripper = then.gripper + 0.3 * self.to_gripper(pooled).float()
         gripper = gripper + (gripper.clamp(0.0, 1.0) - gripper).detach()  # limited, but the gradient passes
         after = then._replace(gripper=gripper)
         after_state = after.state().detach()
         arm = torch.cat([now_state, after_state, (after_state - now_state) / self.get_buffer("state_scale")], 1)
-        clean = _as_images(composition.views(frame.detach()))
+        clean = _as_images(drawn.detach())
         if not self.config["joint_reward"]:
             full, pooled = torch.zeros_like(full), torch.zeros_like(pooled)
         evidence = Evidence(clean, full, pooled, arm, context.text)
         reward = self.reward_head(context.seen, *evidence)
-        return WorldModelOutput(frame=frame, reward=reward, kinematics=after.pack(), evidence=evidence)
+        return WorldModelOutput(
+            frame=composition.frame(drawn), reward=reward, kinematics=after.pack(), evidence=evidence
+        )
 
     def judge(self, evidence: Evidence, first: Tensor) -> Tensor:
         """The reward's logits (B,) once more, from evidence and first frames (B, C, G, G): to train the head alone."""

@@ -126,8 +126,11 @@ class Rollouts:
 
     def _denoise(self, rows: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = self.last.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=self.generators[i]) for i in rows.tolist()])
-        x = noise.contiguous(memory_format=torch.channels_last)
+        if self.steps == 1:  # the first step draws from what is known; noise would be weighed with nothing
+            x = torch.zeros(len(rows), *shape)
+        else:
+            x = torch.stack([torch.randn(shape, generator=self.generators[i]) for i in rows.tolist()])
+        x = x.contiguous(memory_format=torch.channels_last)
         sigmas = torch.linspace(1, 0, self.steps + 1)
         bfloat16 = self.in_bfloat16(len(rows))
         given = (self.last[rows], self._previous[rows], self._base[rows], actions, self._context.select(rows))
