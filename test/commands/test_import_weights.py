@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,6 @@ from wvl_ros.errors import CheckpointError, ConfigError
 from wvl_ros.world_model.cosmos.model import CosmosWorldModel
 from wvl_ros.world_model.loading import load_world_model
 
-MODEL = {
-    "transformer_config": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "num_layers": 1,
-        "text_embed_dim": 8,
-        "adaln_lora_dim": 4,
-    },
-    "vae_config": {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
-    "image_height": 16,
-    "image_width": 32,
-}
-
 
 def _arguments(*words: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
@@ -34,8 +22,8 @@ def _arguments(*words: object) -> argparse.Namespace:
     return parser.parse_args([str(word) for word in words])
 
 
-def test_a_folder_of_diffusers_becomes_ours(tmp_path: Path) -> None:
-    source = CosmosWorldModel(**MODEL)
+def test_a_folder_of_diffusers_becomes_ours(tmp_path: Path, make_cosmos: Callable[..., CosmosWorldModel]) -> None:
+    source = make_cosmos()
     source.transformer.save_pretrained(tmp_path / "theirs" / "transformer")
     source.vae.save_pretrained(tmp_path / "theirs" / "vae")
     config = tmp_path / "model.yaml"

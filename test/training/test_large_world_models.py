@@ -20,45 +20,6 @@ from wvl_ros.world_model.large import save_large
 from wvl_ros.world_model.loading import load_world_model
 from wvl_ros.world_model.svd.model import SVDWorldModel
 
-SVD: dict[str, Any] = {
-    "unet_config": {
-        "block_out_channels": [32, 32],
-        "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
-        "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
-        "num_attention_heads": [1, 1],
-        "cross_attention_dim": 32,
-        "layers_per_block": 1,
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 24,
-    },
-    "vae_config": {
-        "block_out_channels": [32, 32],
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "layers_per_block": 1,
-        "sample_size": 16,
-    },
-    "text": False,
-    "image_height": 8,
-    "image_width": 16,
-    "num_frames": 3,
-    "history": [0, -3, -2],
-    "sampling_steps": 2,
-}
-COSMOS: dict[str, Any] = {
-    "transformer_config": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "num_layers": 1,
-        "text_embed_dim": 8,
-        "adaln_lora_dim": 4,
-        "num_actions": 4,
-    },
-    "vae_config": {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
-    "image_height": 16,
-    "image_width": 32,
-    "actions_per_frame": 3,
-    "sampling_steps": 2,
-}
 CONFIG = "training: {batch: 2, tracking_effort: 0.01, warmup: 1, learning_rate: 0.001, validation_episodes: 1}\n"
 
 
@@ -77,14 +38,12 @@ def _train(folder: Path, *words: object) -> dict[str, Any]:
     return world_model.run(parser.parse_args([str(word) for word in (*usual, *words)]))
 
 
-@pytest.mark.parametrize(
-    ("kind", "config", "rank"), [(SVDWorldModel, SVD, 0), (CosmosWorldModel, COSMOS, 0), (CosmosWorldModel, COSMOS, 2)]
-)
+@pytest.mark.parametrize(("kind", "rank"), [("svd", 0), ("cosmos", 0), ("cosmos", 2)])
 def test_a_large_model_is_trained_resumed_and_saved(
-    tmp_path: Path, data: Path, kind: type, config: dict[str, Any], rank: int
+    tmp_path: Path, data: Path, kind: str, rank: int, request: pytest.FixtureRequest
 ) -> None:
-    torch.manual_seed(0)
-    save_large(kind(**config), tmp_path / "start", torch.float32)
+    make = request.getfixturevalue(f"make_{kind}")
+    save_large(make(actions_per_frame=3), tmp_path / "start", torch.float32)
     out = tmp_path / "out"
     validated = ("--validation", data) if rank else ()
     assert _train(tmp_path, "--out", out, "--lora", rank, "--steps", 2, *validated)["step"] == 2
@@ -105,8 +64,8 @@ def test_a_large_model_is_trained_resumed_and_saved(
         assert list(out.glob("validation*/*.mp4"))
 
 
-def test_windows_of_svd_show_what_a_rollout_sees(data: Path) -> None:
-    model = SVDWorldModel(**SVD).eval()
+def test_windows_of_svd_show_what_a_rollout_sees(data: Path, make_svd: Callable[..., SVDWorldModel]) -> None:
+    model = make_svd(actions_per_frame=3)
     cache = open_latents(data, model)
     windows = Windows(model, cache, torch.ones(len(cache)))
     drawn = windows.draw(64, torch.Generator().manual_seed(0))
@@ -122,8 +81,10 @@ def test_windows_of_svd_show_what_a_rollout_sees(data: Path) -> None:
         assert torch.allclose(model.encode(views[6:7])[0], batch.latents[0, 3], atol=5e-3)  # float16 on disk
 
 
-def test_windows_of_cosmos_join_first_recent_and_new_frames(data: Path) -> None:
-    model = CosmosWorldModel(**COSMOS).eval()
+def test_windows_of_cosmos_join_first_recent_and_new_frames(
+    data: Path, make_cosmos: Callable[..., CosmosWorldModel]
+) -> None:
+    model = make_cosmos(actions_per_frame=3)
     assert window_frames(model, 4).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     cache = open_latents(data, model)
     assert cache.frame_count.tolist() == [2, 2]
@@ -134,14 +95,16 @@ def test_windows_of_cosmos_join_first_recent_and_new_frames(data: Path) -> None:
         assert torch.allclose(model.encode(video[None]), batch.latents, atol=5e-3)
 
 
-def test_a_large_model_begins_with_published_weights(tmp_path: Path, data: Path) -> None:
+def test_a_large_model_begins_with_published_weights(
+    tmp_path: Path, data: Path, make_cosmos: Callable[..., CosmosWorldModel]
+) -> None:
     (tmp_path / "config.yaml").write_text("model: {size: svd}\n" + CONFIG)
     parser = argparse.ArgumentParser()
     world_model.add_arguments(parser)
     words = ["--data", str(data), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "config.yaml")]
     with pytest.raises(ConfigError, match="wvl import"):
         world_model.run(parser.parse_args(words))
-    save_large(CosmosWorldModel(**COSMOS), tmp_path / "start", torch.float32)
+    save_large(make_cosmos(), tmp_path / "start", torch.float32)
     with pytest.raises(ConfigError, match="'svd', but the checkpoint is 'cosmos'"):
         _train(tmp_path, "--out", tmp_path / "out")
 

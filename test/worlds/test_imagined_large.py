@@ -16,24 +16,10 @@ from wvl_ros.world_model.svd.model import SVDWorldModel
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.imagined import ImaginedWorld
 
-BLOCKS = {
-    "block_out_channels": [32, 32],
-    "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
-    "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
-    "num_attention_heads": [1, 1],
-    "cross_attention_dim": 32,
-    "layers_per_block": 1,
-}
-CODEC = {"block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 1}
-
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    model = SVDWorldModel(
-        unet_config=BLOCKS, vae_config=CODEC, text=False, image_height=8, image_width=16, num_frames=3, sampling_steps=2
-    )
-    save_large(model, tmp_path, torch.float32)
+def checkpoint(tmp_path: Path, make_svd: Callable[..., SVDWorldModel]) -> Path:
+    save_large(make_svd(actions_per_frame=3), tmp_path, torch.float32)
     return tmp_path
 
 
