@@ -130,10 +130,9 @@ def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, p
     old = split(given.last.views)
     moved = torch.where(inside, split(moved), split(given.moved))
     new = old + split(change)
-    parts = (new, moved, old, split(given.first))
-    mixed = weights[..., 0:1, :] * parts[0]
-    for i in range(1, CHOICES):
-        mixed = mixed + weights[..., i : i + 1, :] * parts[i]
+    mixed = weights[..., 0:1, :] * new
+    for i, part in enumerate((moved, old, split(given.first)), 1):
+        mixed = torch.addcmul(mixed, weights[..., i : i + 1, :], part)
     return mixed.flatten(4)
 
 

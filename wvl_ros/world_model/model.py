@@ -204,7 +204,7 @@ class WorldModel(ModelMixin, ConfigMixin):
             actions: (B, K, 7) absolute flange poses and gripper commands, K = actions_per_frame.
             context: of the rollouts' starts.
         """
-        patch, calibrated = int(self.config["patch"]), context.calibrated
+        patch, calibrated, precision = int(self.config["patch"]), context.calibrated, _precision()
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
             now = Kinematics.unpack(kinematics.float())
             then, commanded = self.move(kinematics.float(), actions.float(), calibrated)
@@ -223,7 +223,7 @@ class WorldModel(ModelMixin, ConfigMixin):
             old = composition.views(previous) - seen.views
             parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.around, maps]
             parts.append(self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1))
-            x = _as_images(torch.cat([part.to(_precision()) for part in parts], 4))
+            x = _as_images(torch.cat([part.to(precision) for part in parts], 4))
         condition = self.condition(torch.cat([facts, context.text], 1))[:, None] + self.view
         full, half = self.unet(x, torch.nn.functional.silu(condition).flatten(0, 1))
 

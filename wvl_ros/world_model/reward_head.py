@@ -49,7 +49,8 @@ class RewardHead(nn.Module):
             first: of `first`. frame: (B V, K, G, G) the clean frame. features: (B V, features, G, G).
             pooled, facts, text: (B, ...) vectors.
         """
-        h = self.see(torch.cat([frame.to(features.dtype), features], 1)) + first
+        h = self.see(torch.cat([frame.to(features.dtype), features], 1))
+        h = h + first.to(h.dtype)
         h = h + self.look_1(F.silu(self.norm_1(h)))
         h = F.silu(self.norm_3(self.look_2(F.silu(self.norm_2(h)))))
         scale, shift = self.film(text)[:, :, None, None].chunk(2, 1)
