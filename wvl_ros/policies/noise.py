@@ -52,12 +52,21 @@ class ChunkNoise:
 
         A clipped action counts with the density of the unclipped Gaussian at its value, before and after an update.
         """
+        return self.log_prob_parts(mean, gripper, actions, temperature).sum(-1)
+
+    def log_prob_parts(self, mean: Tensor, gripper: Tensor, actions: Tensor, temperature: float) -> Tensor:
+        """The same of each of an action's seven numbers, (B, T, 7); they are independent of each other."""
         factor = self.factor * temperature
         distance = torch.linalg.solve_triangular(factor, actions[..., :6] - mean, upper=False)
-        body = -0.5 * (distance**2).sum(-1) - 6 * (factor.diagonal().log() + 0.5 * math.log(2 * math.pi))
+        body = -0.5 * distance**2 - (factor.diagonal().log() + 0.5 * math.log(2 * math.pi))[:, None]
         logits = gripper / (self.gripper_temperature * temperature)
         closed = -F.binary_cross_entropy_with_logits(logits, actions[..., 6], reduction="none")
-        return body + closed
+        return torch.cat([body, closed[..., None]], -1)
+
+    def divergence(self, mean: Tensor, other: Tensor, temperature: float) -> Tensor:
+        """(B, T, 6): Kullback-Leibler divergence of the Gaussian around `mean` from that around `other`, by part."""
+        factor = self.factor * temperature
+        return 0.5 * torch.linalg.solve_triangular(factor, mean - other, upper=False) ** 2
 
     def _gripper_probability(self, gripper: Tensor, temperature: float) -> Tensor:
         return (gripper / (self.gripper_temperature * temperature)).sigmoid()

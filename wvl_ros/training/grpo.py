@@ -1,0 +1,108 @@
+"""Group-relative policy optimisation, apart from any network: advantages, the clipped surrogate, what is left out.
+
+The constants are SimpleVLA-RL's (papers.md C), which World-VLA-Loop's policy update inherits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wvl_ros.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GRPOSettings:
+    """How a policy practises and learns from it.
+
+    Attributes:
+        updates: of the policy. groups: starts an update; group_size: rollouts from each.
+        attempts: rounds of practice an update at most, when groups are left out (see `lowest`).
+        temperature: of the sampling while practising.
+        epochs, minibatch: passes over an update's decisions, and decisions a gradient step.
+        learning_rate: at the beginning; target_kl: mean divergence of a Gaussian component in an update, which the rate
+            is steered towards by `kl_step` (0 keeps the rate). clip_norm: of gradients.
+        clip_low, clip_high: the ratio is limited to 1 - clip_low .. 1 + clip_high.
+        kl_weight: of a penalty for leaving the first policy; 0 for none.
+        lowest, highest: groups with a smaller or larger share of successes teach too little and are left out.
+        check_every: updates between checks on the real world (0: none); check_episodes: of each task.
+        margin: standard errors that real success may fall below its best before the run ends.
+        seed: of starts and sampling.
+    """
+
+    updates: int = 40
+    groups: int = 32
+    group_size: int = 8
+    attempts: int = 3
+    temperature: float = 1.0
+    epochs: int = 2
+    minibatch: int = 512
+    learning_rate: float = 4e-5
+    target_kl: float = 0.012
+    kl_step: float = 1.3
+    clip_norm: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl_weight: float = 0.0
+    lowest: float = 0.1
+    highest: float = 0.9
+    check_every: int = 0
+    check_episodes: int = 10
+    margin: float = 2.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "groups", "attempts", "epochs", "minibatch", "check_episodes"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"GRPO's {name} must be at least 1, but is {getattr(self, name)}.")
+        for name in ("temperature", "learning_rate", "clip_norm", "clip_low", "clip_high"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"GRPO's {name} must be positive, but is {getattr(self, name)}.")
+        if self.group_size < 2:
+            raise ConfigError(f"GRPO's group_size must be at least 2, but is {self.group_size}: a group is compared.")
+        if self.kl_step <= 1 or self.target_kl < 0 or self.kl_weight < 0 or self.check_every < 0:
+            raise ConfigError("GRPO's kl_step must exceed 1; target_kl, kl_weight and check_every cannot be negative.")
+        if not 0 <= self.lowest < self.highest <= 1:
+            raise ConfigError(f"GRPO's lowest and highest are shares, but are {self.lowest} and {self.highest}.")
+
+
+def group_advantages(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Advantages (G, N) of returns (G, N): a group's mean is taken off, and divided by its standard deviation."""
+    mean = rewards.mean(1, keepdim=True)
+    return (rewards - mean) / (rewards.std(1, keepdim=True) + epsilon)
+
+
+def informative(rewards: Tensor, lowest: float, highest: float) -> Tensor:
+    """(G,) bool: the groups of returns (G, N), 0 or 1, whose mean lies in `lowest` .. `highest` and is not 0 or 1."""
+    mean = rewards.mean(1)
+    return (mean >= lowest) & (mean <= highest) & (mean > 0) & (mean < 1)
+
+
+def surrogate(
+    log_probs: Tensor, old: Tensor, advantages: Tensor, counts: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """The loss to be minimised: the clipped ratio times the advantage, mean over all tokens that count.
+
+    Args:
+        log_probs, old: of every token under the present and the practising policy, of one shape.
+        advantages, counts: broadcast to it; `counts` is 1 for tokens that were acted on, else 0.
+
+    Returns:
+        The loss and the share of tokens that were clipped, scalars.
+    """
+    ratio = (log_probs - old).exp()
+    limited = ratio.clamp(1 - clip_low, 1 + clip_high)
+    each = -torch.minimum(ratio * advantages, limited * advantages)
+    counts = counts.expand_as(each).to(each.dtype)
+    whole = counts.sum().clamp(min=1)
+    clipped = ((ratio * advantages > limited * advantages).to(each.dtype) * counts).sum() / whole
+    return (each * counts).sum() / whole, clipped.detach()
+
+
+def steer(rate: float, divergence: float, target: float, step: float) -> float:
+    """The next learning rate after an update that moved the policy by `divergence`: up or down by `step`."""
+    if target == 0:
+        return rate
+    return rate / step if divergence > target else rate * step

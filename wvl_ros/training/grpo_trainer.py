@@ -1,0 +1,266 @@
+"""GRPO of the small VLA, purely in imagination; may be stopped and goes on after the last whole update."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wvl_ros.errors import ConfigError
+from wvl_ros.evaluation.wilson import wilson_interval
+from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.sans.episodes import EpisodeEntry
+from wvl_ros.training import checkpointing
+from wvl_ros.training.grpo import GRPOSettings, group_advantages, informative, steer, surrogate
+from wvl_ros.training.journal import Journal
+from wvl_ros.training.practice import Practice, join, practise
+from wvl_ros.world_model.imagination import Imagination
+from wvl_ros.worlds.imagined_start import Start, find_start
+
+STATE_FILE = "training_state.safetensors"
+_BATCH = 96  # rollouts at a time
+_IDLE = 3  # updates in a row without a group to learn from that end the run
+
+Check = Callable[[Path], dict[str, float]]
+
+
+class GRPOTrainer:
+    """Rounds of practice and update of a policy.
+
+    Args:
+        policy: what is trained. imagination: of the world model it practises in; rig: of that model.
+        entries: episodes whose first observations are the starts.
+        check: the policy's share of successes by task in the real world, from its folder; None checks nothing.
+    """
+
+    def __init__(
+        self,
+        policy: SmallPolicy,
+        imagination: Imagination,
+        rig: str,
+        entries: Sequence[EpisodeEntry],
+        settings: GRPOSettings,
+        out: Path,
+        check: Check | None = None,
+    ) -> None:
+        self.policy, self.imagination, self.rig, self.settings, self.out = policy, imagination, rig, settings, out
+        self.entries = list(entries)
+        self.check = check if settings.check_every else None
+        self.network = policy.network
+        self.first = copy.deepcopy(self.network).eval()
+        self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.update, self.seconds, self.rate, self.idle = 0, 0.0, settings.learning_rate, 0
+        self.checks: list[dict[str, float]] = []
+        self.rollouts = 0
+        if (out / STATE_FILE).is_file():
+            self._restore()
+        self.journal = Journal(out, self.update)
+
+    def fit(self) -> dict[str, Any]:
+        """All updates that are left; gives the last one's figures and why the run ended.
+
+        Raises:
+            ConfigError: no group of the first update differs within itself, or a gradient is not a number.
+        """
+        settings, facts, reason = self.settings, {}, "all updates are done"
+        self._look_at_the_real_world()
+        with tqdm(total=settings.updates, initial=self.update, desc="GRPO", disable=None) as bar:
+            while self.update < settings.updates:
+                began = time.perf_counter()
+                facts = self._update()
+                self.seconds += time.perf_counter() - began
+                self.update += 1
+                self.journal.add("update", self.update, self.seconds, facts)
+                bar.update()
+                bar.set_postfix(imagined=f"{facts['imagined_success']:.2f}", kept=facts["groups"])
+                if self.update % max(1, settings.check_every) == 0:
+                    self._look_at_the_real_world()
+                self.save()
+                if self.idle >= _IDLE:
+                    reason = "no group differs within itself any more"
+                    break
+                if self._has_fallen():
+                    reason = "success in the real world fell below its best"
+                    break
+        self.journal.close()
+        return {"updates": self.update, "rollouts": self.rollouts, "reason": reason, "checks": self.checks, **facts}
+
+    def save(self) -> None:
+        """The policy, and the state of the run, each whole or not at all."""
+        self.policy.save_pretrained(self.out)
+        tensors = {
+            **checkpointing.module_tensors(self.network, "network"),
+            **checkpointing.module_tensors(self.first, "first"),
+            **checkpointing.optimizer_tensors(self.optimizer),
+            "generator": self.generator.get_state(),
+        }
+        facts = {name: getattr(self, name) for name in ("update", "seconds", "rate", "idle", "checks", "rollouts")}
+        checkpointing.save_state(self.out / STATE_FILE, tensors, facts | {"settings": asdict(self.settings)})
+
+    def _restore(self) -> None:
+        tensors, facts = checkpointing.load_state(self.out / STATE_FILE)
+        checkpointing.restore_module(self.network, tensors, "network")
+        checkpointing.restore_module(self.first, tensors, "first")
+        checkpointing.restore_optimizer(self.optimizer, tensors)
+        self.generator.set_state(tensors["generator"])
+        for name in ("update", "seconds", "rate", "idle", "checks", "rollouts"):
+            setattr(self, name, facts[name])
+
+    def _update(self) -> dict[str, Any]:
+        settings, began = self.settings, time.perf_counter()
+        kept, rewards = self._practise()
+        practised = time.perf_counter()
+        facts: dict[str, Any] = {
+            "imagined_success": round(float(rewards.mean()), 4), "groups": 0, "practice_seconds": practised - began
+        }  # fmt: skip
+        self.idle = self.idle + 1 if kept is None else 0
+        if kept is None:
+            if self.update == 0:
+                raise ConfigError(_none_to_learn_from(rewards))
+            return facts
+        practice, advantages = kept
+        facts |= self._learn(practice, advantages)
+        self.rate = steer(self.rate, facts["divergence"], settings.target_kl, settings.kl_step)
+        return facts | {
+            "groups": len(advantages) // settings.group_size, "learning_rate": self.rate,
+            "update_seconds": time.perf_counter() - practised,
+        }  # fmt: skip
+
+    def _practise(self) -> tuple[tuple[Practice, Tensor] | None, Tensor]:
+        """Rollouts of groups that differ within themselves with their advantages (B,), and all groups' returns."""
+        settings, size = self.settings, self.settings.group_size
+        parts: list[Practice] = []
+        advantages: list[Tensor] = []
+        seen: list[Tensor] = []
+        for _ in range(settings.attempts):
+            missing = settings.groups - sum(map(len, advantages)) // size
+            if missing <= 0:
+                break
+            starts = self._starts(settings.groups)
+            for first in range(0, len(starts), max(1, _BATCH // size)):
+                some = starts[first : first + max(1, _BATCH // size)]
+                seeds = torch.randint(2**31, (len(some) * size,), generator=self.generator).tolist()
+                every = [start for start in some for _ in range(size)]
+                practice = practise(
+                    self.policy, self.imagination, every, seeds, settings.temperature, self.generator
+                )  # fmt: skip
+                self.rollouts += len(every)
+                rewards = practice.success.float().view(-1, size)
+                chosen = informative(rewards, settings.lowest, settings.highest)
+                seen.append(rewards)
+                if bool(chosen.any()):
+                    parts.append(practice.select(chosen.repeat_interleave(size)))
+                    advantages.append(group_advantages(rewards[chosen]).flatten())
+        if not parts:
+            return None, torch.cat(seen)
+        most = settings.groups * size
+        whole = join(parts)
+        return (whole.select(torch.arange(min(most, len(whole.success)))), torch.cat(advantages)[:most]), torch.cat(
+            seen
+        )
+
+    def _starts(self, count: int) -> list[Start]:
+        """First observations of episodes, every task equally often."""
+        tasks = sorted({entry.task for entry in self.entries})
+        by_task = [[entry for entry in self.entries if entry.task == task] for task in tasks]
+        rng = np.random.default_rng([self.settings.seed, self.update, self.rollouts])
+        picked = [by_task[i % len(tasks)] for i in range(count)]
+        chosen = [entries[int(rng.integers(len(entries)))] for entries in picked]
+        return [find_start(entry.load(), 0, self.imagination, self.rig) for entry in chosen]
+
+    def _learn(self, practice: Practice, advantages: Tensor) -> dict[str, float]:
+        settings, noise, temperature = self.settings, self.policy.noise, self.settings.temperature
+        rows, decisions = practice.counts.any(2).nonzero(as_tuple=True)
+        with torch.no_grad():
+            before = self._outputs(practice, rows, decisions)
+        self.network.train()
+        losses, clips = [], []
+        for _ in range(settings.epochs):
+            order = torch.randperm(len(rows), generator=self.generator)
+            for some in order.split(settings.minibatch):
+                r, d = rows[some], decisions[some]
+                out = self.network(practice.inputs(r, d))
+                log_probs = noise.log_prob_parts(out.mean, out.gripper, practice.actions[r, d], temperature)
+                counts = practice.counts[r, d][..., None]
+                loss, clipped = surrogate(
+                    log_probs, practice.log_probs[r, d], advantages[r, None, None], counts,
+                    settings.clip_low, settings.clip_high,
+                )  # fmt: skip
+                if settings.kl_weight:
+                    with torch.no_grad():
+                        anchor = self.first(practice.inputs(r, d)).mean
+                    apart = noise.divergence(out.mean, anchor, temperature)
+                    loss = loss + settings.kl_weight * (apart * counts).sum() / (6 * counts.sum()).clamp(min=1)
+                self._step(loss)
+                losses.append(float(loss.detach()))
+                clips.append(float(clipped))
+        self.network.eval()
+        with torch.no_grad():
+            after = self._outputs(practice, rows, decisions)
+        counts = practice.counts[rows, decisions][..., None]
+        moved = noise.divergence(after, before, temperature)
+        return {
+            "loss": float(np.mean(losses)),
+            "clipped": float(np.mean(clips)),
+            "divergence": float((moved * counts).sum() / (6 * counts.sum())),
+        }
+
+    def _outputs(self, practice: Practice, rows: Tensor, decisions: Tensor) -> Tensor:
+        parts = zip(rows.split(1024), decisions.split(1024), strict=True)
+        return torch.cat([self.network(practice.inputs(r, d)).mean for r, d in parts])
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm))
+        if not math.isfinite(norm):
+            raise ConfigError(
+                f"GRPO diverged at update {self.update + 1}: a gradient is not a number. The policy before it "
+                f"is kept in '{self.out}'; lower learning_rate (now {self.rate:.2g}) and run the command again."
+            )
+        self.optimizer.step()
+
+    def _look_at_the_real_world(self) -> None:
+        if self.check is None or any(check["update"] == self.update for check in self.checks):
+            return
+        self.policy.save_pretrained(self.out)
+        found = self.check(self.out)
+        self.checks.append({"update": self.update, **found})
+        self.journal.add("real", self.update, self.seconds, found)
+
+    def _has_fallen(self) -> bool:
+        """Whether the last check's success lies `margin` standard errors below the best one's."""
+        if len(self.checks) < 2:
+            return False
+        best, last = max(self.checks, key=lambda check: check["success"]), self.checks[-1]
+        n = int(last["episodes"])
+        low, high = wilson_interval(round(last["success"] * n), n)
+        error = (high - low) / (2 * 1.96)
+        return last["success"] < best["success"] - self.settings.margin * math.sqrt(2) * error
+
+
+def _none_to_learn_from(rewards: Tensor) -> str:
+    share = float(rewards.mean())
+    if share == 0:
+        return (
+            f"All {rewards.numel()} imagined rollouts failed, so there is nothing to compare: start from a policy that "
+            "sometimes succeeds (--init), or raise `temperature`."
+        )
+    if share == 1:
+        return f"All {rewards.numel()} imagined rollouts succeeded: on these starts there is nothing left to learn."
+    return (
+        f"Of {len(rewards)} groups none has between `lowest` and `highest` successes: raise `group_size` or "
+        "`temperature`."
+    )

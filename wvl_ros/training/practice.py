@@ -1,0 +1,139 @@
+"""Practice: many rollouts of the small VLA in imagination at once, with all that an update of it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from wvl_ros.policies.network import Inputs
+from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.policies.vision import shrink
+from wvl_ros.sans.collect import STEPS
+from wvl_ros.world_model.imagination import Imagination
+from wvl_ros.world_model.kinematics import Kinematics, matrix_to_euler, rotvec_to_matrix
+from wvl_ros.worlds import droid
+from wvl_ros.worlds.imagined_start import Start
+
+
+@dataclass
+class Practice:
+    """D decisions each of B rollouts; those after a rollout's end do not count.
+
+    Attributes:
+        images: uint8 (B, D, cameras, 3, S, S). state: (B, D, 10). words: int64 (B, L). See `Inputs`.
+        actions: (B, D, T, 7) as sampled. log_probs: (B, D, T, 7) of their parts.
+        counts: bool (B, D, T), the actions that were executed before the end.
+        success: bool (B,) as the reward head says.
+    """
+
+    images: Tensor
+    state: Tensor
+    words: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    counts: Tensor
+    success: Tensor
+
+    def select(self, rows: Tensor) -> Practice:
+        """Some of the rollouts."""
+        return Practice(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def inputs(self, rows: Tensor, decisions: Tensor) -> Inputs:
+        """The network's input at decisions (n,) of rollouts (n,)."""
+        return Inputs(self.images[rows, decisions], self.state[rows, decisions], self.words[rows])
+
+
+def join(parts: Sequence[Practice]) -> Practice:
+    """All rollouts of some practices; the shorter ones are filled up with decisions that do not count."""
+    longest = max(part.state.shape[1] for part in parts)
+
+    def filled(tensor: Tensor) -> Tensor:
+        missing = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
+        return torch.cat([tensor, missing], 1)
+
+    timed = ("images", "state", "actions", "log_probs", "counts")
+    columns = {
+        field.name: [getattr(part, field.name) for part in parts] for field in fields(Practice)
+    }  # fmt: skip
+    return Practice(
+        **{name: torch.cat([filled(t) if name in timed else t for t in column]) for name, column in columns.items()}
+    )
+
+
+@torch.no_grad()
+def practise(
+    policy: SmallPolicy,
+    imagination: Imagination,
+    starts: Sequence[Start],
+    seeds: Sequence[int],
+    temperature: float,
+    generator: torch.Generator,
+) -> Practice:
+    """One rollout from each start, all at once, until each has succeeded or its steps are used up.
+
+    Args:
+        imagination: draws them; it is started anew.
+        seeds: of the imagined noise. temperature, generator: of the policy's sampling.
+    """
+    config, count = policy.config, len(starts)
+    views = torch.stack([torch.from_numpy(start.views) for start in starts])
+    kinematics = torch.cat([start.kinematics for start in starts])
+    known = torch.tensor([float(start.calibrated) for start in starts])
+    imagination.start(views, kinematics, [start.instruction for start in starts], known, seeds)
+    limits = torch.tensor([min(start.max_steps, STEPS.get(start.task, start.max_steps)) for start in starts])
+    words = torch.from_numpy(policy.tokenizer.encode([start.instruction for start in starts]))
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("images", "state", "actions", "log_probs", "counts")}
+    policy.network.eval()
+    step = 0
+    while bool(imagination.active.any()):
+        inputs = look(policy, views, imagination.kinematics, words)
+        outputs = policy.network(inputs)
+        actions = policy.noise.sample(outputs.mean, outputs.gripper, temperature, generator)
+        columns["images"].append(inputs.images)
+        columns["state"].append(inputs.state)
+        columns["actions"].append(actions)
+        columns["log_probs"].append(policy.noise.log_prob_parts(outputs.mean, outputs.gripper, actions, temperature))
+        poses = command(imagination.kinematics, actions)
+        counts = torch.zeros(count, config.chunk_size, dtype=torch.bool)
+        for i in range(config.execute_steps):
+            counts[:, i] = imagination.active
+            imagination.move(poses[:, i])
+            step += 1
+            if imagination.frame_due:
+                views = imagination.imagine().views[:, -1]
+                imagination.stop(step >= limits)
+        columns["counts"].append(counts)
+    return Practice(
+        words=words, success=imagination.success.clone(), **{name: torch.stack(c, 1) for name, c in columns.items()}
+    )
+
+
+def look(policy: SmallPolicy, views: Tensor, kinematics: Tensor, words: Tensor) -> Inputs:
+    """The policy's input from imagined views uint8 (B, 3, H, W, 3) and packed kinematics (B, 39)."""
+    images = [
+        shrink(list(views[:, droid.CAMERAS.index(camera)].numpy()), policy.config.image_size, camera)
+        for camera in policy.config.cameras
+    ]
+    k = Kinematics.unpack(kinematics)
+    state = torch.cat([k.position, k.rotation[:, :, 0], k.rotation[:, :, 1], k.gripper], 1).float()
+    return Inputs(torch.stack(images, 1), state, words)
+
+
+def command(kinematics: Tensor, actions: Tensor) -> Tensor:
+    """Absolute flange poses and grippers (B, T, 7) of chunks of normalised velocities, from the last commanded poses.
+
+    As `droid.convert_chunk` does it, of a whole batch.
+    """
+    k = Kinematics.unpack(kinematics.double())
+    position, rotation, poses = k.commanded_position, k.commanded_rotation, []
+    low, high = (torch.from_numpy(bound) for bound in droid.action_bounds("cartesian_position"))
+    for action in actions.double().unbind(1):
+        linear, turn = action[:, :3], action[:, 3:6]
+        linear = linear / linear.norm(dim=1, keepdim=True).clamp(min=1) * droid.MAX_LINEAR_DELTA
+        turn = turn / turn.norm(dim=1, keepdim=True).clamp(min=1) * droid.MAX_ROTATION_DELTA
+        position, rotation = position + linear, rotvec_to_matrix(turn) @ rotation
+        poses.append(torch.cat([position, matrix_to_euler(rotation), action[:, 6:]], 1).clamp(low, high))
+    return torch.stack(poses, 1)
