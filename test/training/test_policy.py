@@ -14,6 +14,8 @@ from wvl_ros.errors import CheckpointError, ConfigError, EpisodeError
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.training import policy as training
 from wvl_ros.training.demonstrations import collect
+from wvl_ros.training.grpo import GRPOSettings
+from wvl_ros.training.settings import read_settings
 
 SMALL = "policy: {channels: 8, keypoints: 8, hidden: 64}\nwarmup_steps: 10\n"
 
@@ -105,3 +107,26 @@ def test_bad_settings_are_named(data: Path, tmp_path: Path) -> None:
 def test_the_shipped_configuration_is_the_default() -> None:
     path = Path(__file__).parents[2] / "config" / "policy_small.yaml"
     assert training.TrainConfig.from_yaml(path) == training.TrainConfig()
+
+
+def test_a_flow_head_is_trained_by_the_same_command_but_not_by_grpo(data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "flow.yaml"
+    config.write_text("policy: {channels: 8, keypoints: 8, hidden: 64, head: flow}\nwarmup_steps: 10\n")
+    out = tmp_path / "out"
+    result = train("--data", data, "--out", out, "--config", config, "--steps", 100)
+    assert set(result["losses"]) == {"flow", "places", "loss"}
+    assert SmallPolicy.from_pretrained(out).config.head == "flow"
+    words = ("--method", "grpo", "--data", data, "--out", tmp_path / "grpo")
+    with pytest.raises(ConfigError, match="gaussian head"):
+        train(*words, "--init", out)
+    with pytest.raises(ConfigError, match="--init"):
+        train(*words)
+
+
+def test_grpo_settings_are_read_from_a_file(data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "grpo.yaml"
+    config.write_text("group_sise: 4\n")
+    words = ("--method", "grpo", "--data", data, "--out", tmp_path / "out", "--init", "small", "--config", config)
+    with pytest.raises(ConfigError, match="group_sise"):
+        train(*words)
+    assert read_settings(GRPOSettings, Path("config/policy_grpo.yaml")) == GRPOSettings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from wvl_ros.worlds.droid import CAMERAS
 
 STATE_DIM = 10  # flange position 3, first two columns of its rotation 6, gripper 1
 PLACE_DIM = 6  # flange position where the tool goes to work 3, and where it ends 3
+
+HEADS = ("gaussian", "flow")
+FLOW_TIMES = 8  # sines and cosines that tell a flow head the time
 
 _POSITION_MEAN = (0.5, 0.0, 0.25)
 _POSITION_SCALE = (0.12, 0.2, 0.12)
@@ -35,7 +39,9 @@ class PolicyConfig:
         language_dim: width of word vectors and of the instruction's embedding.
         chunk_size: actions in a chunk. execute_steps: how many of them to execute before the next one.
         max_words: longer instructions are cut.
-        offset_std, ripple_std, gripper_temperature: see `noise.ChunkNoise`.
+        head: what the chunk comes from: 'gaussian' (a mean, with noise of known density around it) or 'flow' (drawn by
+            flow matching, see `flow`, in `flow_steps` steps; no density, so no GRPO).
+        offset_std, ripple_std, gripper_temperature: see `noise.ChunkNoise`; of the Gaussian head.
         vocabulary: the tokeniser's words.
     """
 
@@ -50,6 +56,8 @@ class PolicyConfig:
     chunk_size: int = 9
     execute_steps: int = 6
     max_words: int = 20
+    head: str = "gaussian"
+    flow_steps: int = 5
     offset_std: float = 0.02
     ripple_std: float = 0.01
     gripper_temperature: float = 0.15
@@ -65,6 +73,8 @@ class PolicyConfig:
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not value > 0:
                 raise ConfigError(f"The policy's {field.name} must be positive, but is {value}.")
+        if self.head not in HEADS:
+            raise UnknownNameError("policy head", self.head, HEADS)
         if not self.cameras:
             raise ConfigError("The policy's cameras are empty; name at least one.")
         if self.image_size % self.patch:
@@ -88,9 +98,16 @@ class Inputs:
     words: Tensor
 
 
+class Context(NamedTuple):
+    """What the network knows when it draws a chunk: `features` (B, F) and `places` (B, 6), see `Outputs`."""
+
+    features: Tensor
+    places: Tensor
+
+
 @dataclass
 class Outputs:
-    """What the network says.
+    """What a network with a Gaussian head says.
 
     Attributes:
         mean: (B, T, 6) normalised Cartesian velocities relative to the last commanded pose.
@@ -138,7 +155,7 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        self.chunk_size = config.chunk_size
+        self.chunk_size, self.flows = config.chunk_size, config.head == "flow"
         dim, hidden = config.language_dim, config.hidden
         self.language = LanguageEncoder(len(config.vocabulary), dim)
         self.encoders = nn.ModuleList(
@@ -150,8 +167,10 @@ class PolicyNetwork(nn.Module):
         features = sum(3 * config.keypoints for _ in config.cameras) + STATE_DIM + dim
         self.trunk = nn.Sequential(nn.Linear(features, hidden), nn.SiLU())
         self.places = nn.Sequential(nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, PLACE_DIM))
+        known = hidden + STATE_DIM + dim + 2 * PLACE_DIM
+        given = config.chunk_size * 7 + FLOW_TIMES if self.flows else 0
         self.head = nn.Sequential(
-            nn.Linear(hidden + STATE_DIM + dim + 2 * PLACE_DIM, hidden),
+            nn.Linear(known + given, hidden),
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
@@ -163,7 +182,20 @@ class PolicyNetwork(nn.Module):
         self.register_buffer("place_scale", torch.tensor(_PLACE_SCALE), persistent=False)
 
     def forward(self, inputs: Inputs) -> Outputs:
-        """The chunk's mean, the gripper's logits and the key places for a batch."""
+        """The chunk's mean, the gripper's logits and the key places for a batch; of a Gaussian head."""
+        known = self.context(inputs)
+        out = self.head(known.features).float()
+        out = out.view(len(out), self.chunk_size, 7)
+        return Outputs(mean=out[..., :6], gripper=out[..., 6], places=known.places)
+
+    def velocity(self, known: Context, noisy: Tensor, time: Tensor) -> Tensor:
+        """Of a flow head: where noisy chunks (B, T, 7) come from at times (B,), 1 noise .. 0 action; (B, T, 7)."""
+        waves = time[:, None] * torch.pi * 2.0 ** torch.arange(-1, FLOW_TIMES // 2 - 1, device=time.device)
+        given = [known.features, noisy.flatten(1), waves.sin(), waves.cos()]
+        return torch.as_tensor(self.head(torch.cat(given, 1)).float()).view(noisy.shape)
+
+    def context(self, inputs: Inputs) -> Context:
+        """All that a head is told of a batch."""
         language = self.language(inputs.words)
         seen = [encoder(inputs.images[:, i], language) for i, encoder in enumerate(self.encoders)]
         position = inputs.state[:, :3]
@@ -171,9 +203,7 @@ class PolicyNetwork(nn.Module):
         trunk = self.trunk(torch.cat([*(feature.float() for feature in seen), state, language], 1))
         places = self.places(trunk).float()
         relative = self._relative(places, position)
-        out = self.head(torch.cat([trunk, state, language, places, relative], 1)).float()
-        out = out.view(len(out), self.chunk_size, 7)
-        return Outputs(mean=out[..., :6], gripper=out[..., 6], places=places)
+        return Context(torch.cat([trunk, state, language, places, relative], 1), places)
 
     def _relative(self, places: Tensor, position: Tensor) -> Tensor:
         """The key places as seen from the hand (B, 6), in units of 5 cm."""
@@ -199,8 +229,13 @@ def behaviour_loss(outputs: Outputs, actions: Tensor, places: Tensor) -> dict[st
     velocity = F.smooth_l1_loss(outputs.mean, actions[..., :6], beta=0.1, reduction="none").mean(-1)
     gripper = F.binary_cross_entropy_with_logits(outputs.gripper, closed, reduction="none")
     terms = {"velocity": (velocity * known).sum() / count, "gripper": (gripper * known).sum() / count}
-    seen = ~places.isnan()
-    place = F.smooth_l1_loss(outputs.places, normalise_places(places.nan_to_num()), beta=0.1, reduction="none")
-    terms["places"] = (place * seen).sum() / seen.sum().clamp(min=1)
+    terms["places"] = places_loss(outputs.places, places)
     terms["loss"] = 6 * terms["velocity"] + terms["gripper"] + terms["places"]
     return terms
+
+
+def places_loss(found: Tensor, places: Tensor) -> Tensor:
+    """Smooth L1 of the key places found, normalised (B, 6), against those in m; NaN does not count."""
+    seen = ~places.isnan()
+    each = F.smooth_l1_loss(found, normalise_places(places.nan_to_num()), beta=0.1, reduction="none")
+    return (each * seen).sum() / seen.sum().clamp(min=1)

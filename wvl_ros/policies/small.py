@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wvl_ros.errors import CheckpointError, ObservationError
+from wvl_ros.policies import flow
 from wvl_ros.policies.interface import Chunk
 from wvl_ros.policies.network import Inputs, Outputs, PolicyConfig, PolicyNetwork
 from wvl_ros.policies.noise import ChunkNoise
@@ -51,6 +52,8 @@ def state_vector(observation: Mapping[str, np.ndarray]) -> np.ndarray:
 
 class SmallPolicy:
     """A `Policy` around `PolicyNetwork`: the mean is deployed, samples with log-probabilities are for learning.
+
+    With a flow head every chunk is drawn, by the seed of the episode, and there are no log-probabilities.
 
     Velocities are relative to the last *commanded* pose: whoever executes a chunk converts it once, at its start
     (`droid.convert_chunk` or `policies.broker.ChunkBroker`).
@@ -114,6 +117,9 @@ class SmallPolicy:
             ObservationError: a camera or a state is missing or has the wrong shape.
         """
         with torch.inference_mode():
+            if self.config.head == "flow":
+                known = self.network.context(self.inputs(observations, instructions))
+                return Chunk(flow.draw(self.network, known, self.config.flow_steps, self._generator).double().numpy())
             outputs: Outputs = self.network(self.inputs(observations, instructions))
             if self.sample:
                 actions = self.noise.sample(outputs.mean, outputs.gripper, self.temperature, self._generator)

@@ -126,6 +126,11 @@ def _practise(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     model = load_world_model(find("world_model", args.world_model))
     policy = SmallPolicy.from_pretrained(find("policy", args.init))
+    if policy.config.head != "gaussian":
+        raise ConfigError(
+            f"'{args.init}' has a {policy.config.head} head, which gives no probability of an action; GRPO needs a "
+            "policy with the gaussian head (setting `head` of `wvl train policy --method sft`)."
+        )
     entries = [entry for path in args.data for entry in list_episodes(path)]
     if not entries:
         raise EpisodeError(f"There are no episodes in '{args.data[0]}'; practice starts from their first observations.")

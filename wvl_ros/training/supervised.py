@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from wvl_ros.errors import ConfigError
+from wvl_ros.policies.flow import flow_loss
 from wvl_ros.policies.network import Inputs, PolicyConfig, behaviour_loss
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.training import checkpointing
@@ -138,8 +139,11 @@ class SupervisedTrainer:
             group["lr"] = config.learning_rate * rate
         inputs, actions, places = self._batch()
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = self.network(inputs)
-        terms = behaviour_loss(outputs, actions, places)
+            if self.network.flows:
+                generator = torch.Generator().manual_seed(1_000_003 * config.seed + self.step)
+                terms = flow_loss(self.network, self.network.context(inputs), actions, places, generator)
+            else:
+                terms = behaviour_loss(self.network(inputs), actions, places)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
