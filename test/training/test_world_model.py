@@ -98,7 +98,7 @@ def test_the_loss_falls_on_one_batch_of_episodes(tmp_path: Path, data: Path, con
     trainer = _trainer(settings, data, tmp_path)
     trainer.update(0.0)
     before = trainer.losses["image"]
-    for _ in range(25):
+    for _ in range(75):
         trainer.update(0.0)
     assert trainer.losses["image"] < 0.95 * before
 
