@@ -43,8 +43,10 @@ COMMANDS = (
     Command(("train", "world-model"), "wvl_ros.training.world_model", "Fit the world model to a folder of episodes."),
     Command(("train", "policy"), "wvl_ros.training.policy", "Train the policy."),
     Command(("train", "visual-judge"), "wvl_ros.training.visual_judge", "Fit the judge of imagined videos."),
+    Command(("train", "judge"), "wvl_ros.training.judge", "Fine-tune the vision-language judge of success."),
     Command(("evaluate", "world-model"), "wvl_ros.evaluation.world_model", "Measure the world model's own rollouts."),
     Command(("evaluate", "policy"), "wvl_ros.evaluation.policy", "Measure a policy's success on the tabletop."),
+    Command(("evaluate", "judge"), "wvl_ros.evaluation.judge", "Measure who says success against what is known."),
 )
 GROUPS = {
     "bag": "Mend bags.",

@@ -13,7 +13,11 @@ class UnknownNameError(WvlError):
     """A task, world, policy, camera or the like that does not exist."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"There is no {kind} called '{name}'; choose one of: {', '.join(sorted(known))}.")
+        self._given = (kind, name, tuple(known))
+        super().__init__(f"There is no {kind} called '{name}'; choose one of: {', '.join(sorted(self._given[2]))}.")
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, tuple[str, ...]]]:
+        return type(self), self._given  # so that it passes from a worker process to its pool
 
 
 class ActionError(WvlError):
@@ -38,6 +42,10 @@ class DatasetError(EpisodeError):
 
 class CheckpointError(WvlError):
     """Weights that are missing, damaged or of another architecture."""
+
+
+class PolicyServerError(WvlError):
+    """A policy server that is away, too slow, fails, or whose answer cannot be used."""
 
 
 class ConfigError(WvlError):

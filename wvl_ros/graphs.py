@@ -17,7 +17,7 @@ Values = dict[str, Value]
 
 PACKAGE = "wvl_ros"
 TASKS = ("pick_place", "push", "stack", "sweep")
-POLICIES = ("small", "random", "replay", "hold")
+POLICIES = ("small", "openvla_oft", "openpi", "random", "replay", "hold")
 FRESH = ("", "tabletop")  # sources that are no episode
 CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")  # as droid.CAMERAS, without numpy
 _CLOCK = ("/clock", "clock")  # relative, so that two simulated worlds have two clocks
@@ -181,7 +181,8 @@ def _loop(
         awaited.append("recorded_episode")
         noted = _pick(values, "out", "iteration") | {"world_model_checkpoint": values.get("world_model", "")}
         # A policy without weights goes by its own name.
-        noted["policy_checkpoint"] = values["policy_checkpoint" if values["policy"] == "small" else "policy"]
+        plain = values["policy"] in ("random", "replay", "hold")
+        noted["policy_checkpoint"] = values["policy" if plain else "policy_checkpoint"]
         beside: Values = {"reference": reference} if reference else {}
         nodes.append(Node("recorder", "recorder", namespace, noted | beside, clock))
     nodes.append(
@@ -262,7 +263,12 @@ _COMMON = (
     Argument("task", "pick_place", "The task of every episode.", TASKS),
     Argument("instruction", "", "The instruction for the policy; empty takes one of the task's own wordings."),
     Argument("policy", "small", "Which policy acts.", POLICIES),
-    Argument("policy_checkpoint", "small", "The policy's weights: 'small' or the path of a checkpoint.", path=True),
+    Argument(
+        "policy_checkpoint",
+        "small",
+        "The policy's weights: 'small' or the path of a checkpoint; of openpi the server, host:8000.",
+        path=True,
+    ),
     Argument("episodes", 1, "How many episodes to run, with seeds seed, seed + 1, ...", least=1),
     Argument("seed", 0, "The seed of the first episode; a negative one draws it.", least=-1),
     Argument("max_steps", 0, "Control steps (1/15 s) an episode may last; 0 takes the task's own limit.", least=0),

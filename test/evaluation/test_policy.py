@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 
 from wvl_ros.errors import CheckpointError, ConfigError, UnknownNameError
 from wvl_ros.evaluation import policy as evaluation
-from wvl_ros.evaluation.policy import Result, summarise
+from wvl_ros.evaluation.closed_loop import Result
+from wvl_ros.evaluation.policy import compare, summarise
 from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.worlds.tasks import TASKS
 
 
 def evaluate(*words: object) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def test_figures_do_not_depend_on_the_number_of_processes(fresh: Path, capsys: p
     words = ("--checkpoint", fresh, "--task", "push", "--seed", 900_000, "--episodes", 3)
     alone = evaluate(*words, "--workers", 1)
     assert alone == evaluate(*words, "--workers", 2)
-    push = alone["tasks"]["push"]
+    push = alone[str(fresh)]["tasks"]["push"]
     assert push["episodes"] == 3
     assert sum(variant["episodes"] for variant in push["variants"].values()) == 3
     assert push["interval_95"][0] <= push["success_rate"] <= push["interval_95"][1]
@@ -42,17 +45,52 @@ def test_figures_do_not_depend_on_the_number_of_processes(fresh: Path, capsys: p
     assert "push" in capsys.readouterr().out
 
 
-def test_held_out_wordings_are_not_those_of_training(fresh: Path) -> None:
-    words = ("--checkpoint", fresh, "--task", "pick_place", "--episodes", 1, "--workers", 1, "--variant", "single")
-    usual, held_out = evaluate(*words), evaluate(*words, "--held-out")
-    assert usual["episodes"][0]["variant"] == held_out["episodes"][0]["variant"] == "single"
-    assert usual["episodes"][0]["instruction"] != held_out["episodes"][0]["instruction"]
+@pytest.mark.parametrize("world", ["tabletop", "imagined"])
+def test_every_start_in_seen_and_unseen_words(fresh: Path, world: str) -> None:
+    words = ("--task", "pick_place", "--episodes", 2, "--workers", 1, "--variant", "single", "--seed", 900_000)
+    found = evaluate("--checkpoint", fresh, *words, "--wording", "both", "--world", world)[str(fresh)]
+    seen, unseen = found["results"][:2]
+    assert (seen["unseen"], unseen["unseen"]) == (False, True)
+    assert seen["variant"] == unseen["variant"] == "single"
+    assert seen["seed"] == unseen["seed"]
+    assert seen["instruction"] != unseen["instruction"]
+    assert {name: rate["episodes"] for name, rate in found["wordings"].items()} == {"seen": 2, "unseen": 2}
+    assert found["world"] == world
+
+
+def test_imagined_episodes_are_the_same_each_time_and_last_no_longer_than_real_ones(fresh: Path) -> None:
+    words = ("--task", "push", "--episodes", 3, "--seed", 900_000, "--world", "imagined")
+    found = evaluate("--checkpoint", fresh, *words)
+    assert found == evaluate("--checkpoint", fresh, *words)
+    assert all(0 < result["steps"] <= TASKS["push"].max_steps for result in found[str(fresh)]["results"])
+
+
+def test_policies_are_compared_start_by_start(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--task", "pick_place", "--variant", "single", "--seed", 900_000, "--episodes", 4, "--workers", 2)
+    found = evaluate("--checkpoint", fresh, "--checkpoint", "small", *words)
+    assert list(found) == [str(fresh), "small"]
+    gain = found["small"]["gain"]
+    expected = found["small"]["success_rate"] - found[str(fresh)]["success_rate"]
+    assert gain["success_rate"] == gain["tasks"]["pick_place"] == pytest.approx(expected)
+    evaluation.show(found)
+    assert "on the same starts" in capsys.readouterr().out
+
+
+def test_mcnemar_s_exact_test() -> None:
+    def results(successes: str) -> list[Result]:
+        outcomes = {"1": "success", "0": "failure"}
+        return [Result("push", i, "single", "", outcomes[mark], 1) for i, mark in enumerate(successes)]
+
+    gain = compare(results("0000000011"), results("1111110001"))
+    assert (gain["gained"], gain["lost"], gain["success_rate"]) == (6, 1, 0.5)
+    assert gain["p"] == pytest.approx(scipy.stats.binomtest(1, 7).pvalue)
+    assert compare(results("01"), results("01"))["p"] == 1.0
 
 
 def test_the_shipped_policy_picks_and_places() -> None:
     """Seeds of its validation: a tenth of the figure in the README would show a broken input or output."""
     result = evaluate("--task", "pick_place", "--variant", "single", "--seed", 900_000, "--episodes", 6, "--workers", 1)
-    assert result["tasks"]["pick_place"]["successes"] >= 1
+    assert result["small"]["tasks"]["pick_place"]["successes"] >= 1
 
 
 def test_summary_counts_by_task_and_variant() -> None:
@@ -77,6 +115,10 @@ def test_bad_input_is_named(fresh: Path, tmp_path: Path) -> None:
         evaluate("--checkpoint", tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="--episodes"):
         evaluate("--checkpoint", fresh, "--episodes", 0)
+    with pytest.raises(ConfigError, match="given twice"):
+        evaluate("--checkpoint", fresh, "--checkpoint", fresh)
+    with pytest.raises(ConfigError, match="--execute-steps is for the tabletop"):
+        evaluate("--checkpoint", fresh, "--world", "imagined", "--execute-steps", 3)
     with pytest.raises(ConfigError, match="multiple of 3"):
         evaluate("--checkpoint", fresh, "--episodes", 1, "--execute-steps", 5, "--task", "push", "--workers", 1)
     (fresh / "model.safetensors").rename(tmp_path / "model.safetensors")

@@ -51,7 +51,7 @@ def test_hold_keeps_the_gripper():
 
 def test_what_cannot_be_made_is_refused_with_a_sentence():
     with pytest.raises(
-        UnknownNameError, match="There is no policy called 'genius'; choose one of: hold, random, replay, small"
+        UnknownNameError, match="There is no policy called 'genius'; choose one of: hold, openpi, openvla_oft"
     ):
         make_policy("genius")
     with pytest.raises(EpisodeError, match="source:=droid"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from wvl_ros.errors import CheckpointError, ConfigError, EpisodeError
 from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.sans.episode import Episode
 from wvl_ros.training import policy as training
 from wvl_ros.training.demonstrations import collect
 from wvl_ros.training.grpo import GRPOSettings
@@ -91,7 +94,7 @@ def test_bad_settings_are_named(data: Path, tmp_path: Path) -> None:
         ("policy: {depth: 3}", "unknown setting 'depth'"),
         ("batch_size: 0", "batch_size must be positive"),
         ("batch_size: many", "wrong type"),
-        ("word_dropout: 1.5", "word_dropout must lie in"),
+        ("word_dropout: 1.5", "word_dropout must be in"),
         ("[1, 2]", "should be a mapping"),
         ("a: [", "cannot be read"),
     ):
@@ -130,3 +133,41 @@ def test_grpo_settings_are_read_from_a_file(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="group_sise"):
         train(*words)
     assert read_settings(GRPOSettings, Path("config/policy_grpo.yaml")) == GRPOSettings()
+
+
+def test_an_option_of_another_method_is_refused(data: Path, tmp_path: Path) -> None:
+    words = ("--data", data, "--out", tmp_path / "out", "--init", "small")
+    with pytest.raises(ConfigError, match="--updates belongs to --method grpo, not to sft"):
+        train(*words, "--updates", 3)
+    with pytest.raises(ConfigError, match="--minutes belongs to --method sft, not to vlaw"):
+        train(*words, "--method", "vlaw", "--minutes", 3)
+    with pytest.raises(ConfigError, match="'ground_truth' cannot say how imagined rollouts end"):
+        train(*words, "--method", "vlaw", "--judge", "ground_truth")
+
+
+def test_practice_starts_from_episodes_of_the_world_model_s_rig_alone(
+    make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    make_episode(source="teleop/droid").save(tmp_path / "data" / "0.safetensors")
+    words = ("--data", tmp_path / "data", "--out", tmp_path / "out", "--init", "small")
+    for method in ("grpo", "vlaw"):
+        with pytest.raises(EpisodeError, match=r"None of the 1 episodes .* is of the world model's rig 'tabletop'"):
+            train(*words, "--method", method)
+
+
+def test_vlaw_distrusts_a_judge_that_says_the_same_of_all(
+    make_episode: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures of noise are no success to any reward head, whatever their label says."""
+    for i in range(12):
+        episode = replace(make_episode(seed=i, outcome=("success", "failure")[i % 2]), outcome_source="world")
+        episode.save(tmp_path / "data" / f"{i}.safetensors")
+    words = ("--method", "vlaw", "--data", tmp_path / "data", "--out", tmp_path / "out", "--init", "small")
+    with pytest.raises(ConfigError, match="judge"):
+        train(*words, "--rollouts", 2, "--steps", 2)
+    assert "recall 0%" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    result = train(*words, "--steps", 2, "--learn-from", "real")
+    assert (result["steps"], result["real_episodes"], result["accepted"]) == (2, 6, {})
+    SmallPolicy.from_pretrained(tmp_path / "out")
+    training.show(result)

@@ -1,4 +1,4 @@
-"""`wvl label`: who watches an episode says whether it succeeded; or the reward model does."""
+"""`wvl label`: who watches an episode says whether it succeeded; or a reward model does."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wvl_ros.errors import ConfigError
 
 if TYPE_CHECKING:
+    from wvl_ros.sans.episode import Episode
     from wvl_ros.sans.labels import Labelled
 
 KEYS = {"s": "success", "n": "near_success", "f": "failure"}
+MODELS = ("reward_model", "vlm")
 HELP = "[s]uccess  [n]ear-success  [f]ailure  [space] skip  [u]ndo  [q]uit"
 EPILOG = """On a terminal, each episode is shown as a contact sheet and a key labels it:
   s success, n near-success, f failure, space skips, u goes back to the one before, q ends.
@@ -32,9 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="also the episodes that somebody has judged already")
     parser.add_argument("--outcome", choices=list(KEYS.values()), help="label without asking")
     parser.add_argument(
-        "--by", choices=("operator", "reward_model"), default="operator", help="who judges (default: operator)"
+        "--by", choices=("operator", *MODELS), default="operator", help="who judges (default: operator)"
     )
-    parser.add_argument("--checkpoint", default="small", help="world model whose reward head judges (default: small)")
+    parser.add_argument(
+        "--checkpoint",
+        default="",
+        help="reward_model: a world model, whose reward head judges (default: small); vlm: folder of a Qwen-VL model",
+    )
     parser.add_argument("--open", action="store_true", help="open each contact sheet in a viewer as well")
 
 
@@ -47,11 +53,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     from wvl_ros.sans.labels import find_labelled
 
-    if args.by == "reward_model" and args.outcome:
-        raise ConfigError("The reward model finds the outcome itself: leave out --outcome, or --by reward_model.")
+    if args.by in MODELS and args.outcome:
+        raise ConfigError(f"A model finds the outcome itself: leave out --outcome, or --by {args.by}.")
     found = find_labelled(args.path.expanduser(), args.episode, everything=args.all)
-    if args.by == "reward_model":
-        told = _judge(found, args.checkpoint)
+    if args.by in MODELS:
+        told = _judge(found, _model(args.by, args.checkpoint))
     elif args.outcome:
         for each in found:
             each.label(args.outcome, "operator")
@@ -149,16 +155,35 @@ def _present(episodes: Sequence[Labelled], position: int, folder: Path, open_vie
         subprocess.Popen([viewer, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _judge(episodes: Sequence[Labelled], checkpoint: str) -> dict[str, str]:
+def _model(name: str, checkpoint: str) -> Callable[[Episode], str]:
+    """Who says the outcome of an episode; '' for no answer."""
+    if name == "reward_model":
+        from wvl_ros.sans.labels import JudgeConfig, RewardModel
+
+        model = RewardModel(JudgeConfig(checkpoint or "small"))
+        return lambda episode: model.judge(episode).outcome
+    from wvl_ros.rewards.vlm.judge import VlmJudge
+
+    if not checkpoint:
+        raise ConfigError("--by vlm needs --checkpoint: the folder of a Qwen2.5-VL or Qwen3-VL model.")
+    judge = VlmJudge.from_pretrained(checkpoint)
+
+    def outcome(episode: Episode) -> str:
+        answers = judge.answers([episode])
+        return "" if answers.silent[0] else "success" if answers.yes[0] > judge.threshold else "failure"
+
+    return outcome
+
+
+def _judge(episodes: Sequence[Labelled], ask: Callable[[Episode], str]) -> dict[str, str]:
     from tqdm import tqdm
 
-    from wvl_ros.sans.labels import JudgeConfig, RewardModel
-
-    model = RewardModel(JudgeConfig(checkpoint))
     told = {}
     for each in tqdm(episodes, desc="judging", unit="episode", disable=None):
-        told[each.name] = model.judge(each.episode()).outcome
-        each.label(told[each.name], "reward_model")
+        outcome = ask(each.episode())
+        if outcome:
+            told[each.name] = outcome
+            each.label(outcome, "reward_model")
     return told
 
 

@@ -155,7 +155,7 @@ class SmallPolicy:
             CheckpointError: no checkpoint there, a damaged one, or one of another architecture.
         """
         folder = Path(folder)
-        policy = cls(_read_config(folder), **options)
+        policy = cls(read_config(folder), **options)
         path = folder / WEIGHTS_FILE
         if not path.is_file():
             raise CheckpointError(
@@ -170,7 +170,8 @@ class SmallPolicy:
         return policy
 
 
-def _read_config(folder: Path) -> PolicyConfig:
+def read_config(folder: Path) -> PolicyConfig:
+    """What the checkpoint in a folder is made of; CheckpointError when it holds none."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"There is no policy checkpoint in '{folder}' ({CONFIG_FILE} is missing).")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wvl_ros.errors import ConfigError
+from wvl_ros.training.settings import require
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,13 @@ class GRPOSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("updates", "groups", "attempts", "epochs", "minibatch", "check_episodes"):
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"GRPO's {name} must be at least 1, but is {getattr(self, name)}.")
-        for name in ("temperature", "learning_rate", "clip_norm", "clip_low", "clip_high"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"GRPO's {name} must be positive, but is {getattr(self, name)}.")
-        if self.group_size < 2:
-            raise ConfigError(f"GRPO's group_size must be at least 2, but is {self.group_size}: a group is compared.")
-        if self.kl_step <= 1 or self.target_kl < 0 or self.kl_weight < 0 or self.check_every < 0:
-            raise ConfigError("GRPO's kl_step must exceed 1; target_kl, kl_weight and check_every cannot be negative.")
+        counts = ("updates", "groups", "attempts", "epochs", "minibatch", "check_episodes")
+        require(self, counts, lambda n: n >= 1, "at least 1", "GRPO's")
+        rates = ("temperature", "learning_rate", "clip_norm", "clip_low", "clip_high")
+        require(self, rates, lambda x: x > 0, "positive", "GRPO's")
+        require(self, ("group_size",), lambda n: n >= 2, "at least 2 (a group is compared)", "GRPO's")
+        require(self, ("kl_step",), lambda x: x > 1, "above 1", "GRPO's")
+        require(self, ("target_kl", "kl_weight", "check_every"), lambda x: x >= 0, "0 or more", "GRPO's")
         if not 0 <= self.lowest < self.highest <= 1:
             raise ConfigError(f"GRPO's lowest and highest are shares, but are {self.lowest} and {self.highest}.")
 

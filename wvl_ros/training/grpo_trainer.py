@@ -30,7 +30,7 @@ STATE_FILE = "training_state.safetensors"
 _BATCH = 96  # rollouts at a time
 _IDLE = 3  # updates in a row without a group to learn from that end the run
 
-Check = Callable[[Path], dict[str, float]]
+Check = Callable[[Path, Sequence[str]], dict[str, float]]  # of a policy's folder, in these tasks
 
 
 class GRPOTrainer:
@@ -38,8 +38,8 @@ class GRPOTrainer:
 
     Args:
         policy: what is trained. imagination: of the world model it practises in; rig: of that model.
-        entries: episodes whose first observations are the starts.
-        check: the policy's share of successes by task in the real world, from its folder; None checks nothing.
+        entries: episodes of that rig, whose first observations are the starts.
+        check: the policy's share of successes by task in the real world; None checks nothing.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class GRPOTrainer:
     ) -> None:
         self.policy, self.imagination, self.rig, self.settings, self.out = policy, imagination, rig, settings, out
         self.entries = list(entries)
+        self.tasks = sorted({entry.task for entry in self.entries})
         self.check = check if settings.check_every else None
         self.network = policy.network
         self.first = copy.deepcopy(self.network).eval()
@@ -146,7 +147,7 @@ class GRPOTrainer:
             missing = settings.groups - sum(map(len, advantages)) // size
             if missing <= 0:
                 break
-            starts = self._starts(settings.groups)
+            starts = self._starts(missing)
             for first in range(0, len(starts), max(1, _BATCH // size)):
                 some = starts[first : first + max(1, _BATCH // size)]
                 seeds = torch.randint(2**31, (len(some) * size,), generator=self.generator).tolist()
@@ -171,10 +172,10 @@ class GRPOTrainer:
 
     def _starts(self, count: int) -> list[Start]:
         """First observations of episodes, every task equally often."""
-        tasks = sorted({entry.task for entry in self.entries})
-        by_task = [[entry for entry in self.entries if entry.task == task] for task in tasks]
+        by_task = [[entry for entry in self.entries if entry.task == task] for task in self.tasks]
         rng = np.random.default_rng([self.settings.seed, self.update, self.rollouts])
-        picked = [by_task[i % len(tasks)] for i in range(count)]
+        order = rng.permutation(len(by_task))  # else the first tasks would come more often where few groups are missing
+        picked = [by_task[order[i % len(by_task)]] for i in range(count)]
         chosen = [entries[int(rng.integers(len(entries)))] for entries in picked]
         return [find_start(entry.load(), 0, self.imagination, self.rig) for entry in chosen]
 
@@ -236,7 +237,7 @@ class GRPOTrainer:
         if self.check is None or any(check["update"] == self.update for check in self.checks):
             return
         self.policy.save_pretrained(self.out)
-        found = self.check(self.out)
+        found = self.check(self.out, self.tasks)
         self.checks.append({"update": self.update, **found})
         self.journal.add("real", self.update, self.seconds, found)
 

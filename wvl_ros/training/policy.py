@@ -1,28 +1,44 @@
-"""`wvl train policy`: the small VLA by behaviour cloning on demonstrations, or by GRPO in imagination."""
+"""`wvl train policy`: the small VLA by behaviour cloning, by GRPO in imagination, or by VLAW's update."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from wvl_ros.checkpoints import find
 from wvl_ros.errors import ConfigError, EpisodeError
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.policies.tokenizer import WordTokenizer
+from wvl_ros.sans.episodes import EpisodeEntry, list_episodes
 from wvl_ros.training.demonstrations import collect
 from wvl_ros.training.grpo import GRPOSettings
+from wvl_ros.training.grpo_trainer import Check, GRPOTrainer
 from wvl_ros.training.samples import Samples, build_samples, read_episodes
 from wvl_ros.training.settings import read_settings
 from wvl_ros.training.supervised import SupervisedTrainer, TrainConfig
+from wvl_ros.training.vlaw import SOURCES, VLAWSettings
 
-METHODS = ("sft", "grpo")
+if TYPE_CHECKING:
+    from wvl_ros.sans.episode import Episode
+    from wvl_ros.world_model.imagination import Imagination
+
+METHODS = ("sft", "grpo", "vlaw")
 CHECK_SEED = 930_000  # of the tabletop: checks of a policy while it practises
+_TRUSTED = 200  # real rollouts at most on which a judge is measured
+_BELONGS = {
+    "minutes": ("sft",), "steps": ("sft", "vlaw"), "demonstrations": ("sft",), "tasks": ("sft",), "updates": ("grpo",),
+    "world_model": ("grpo", "vlaw"), "judge": ("vlaw",), "judge_checkpoint": ("vlaw",), "validation": ("vlaw",),
+    "rollouts": ("vlaw",), "learn_from": ("vlaw",),
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         default="sft",
-        help="how to train (sft: supervised, on demonstrations; grpo: by practice in the world model)",
+        help="sft: supervised, on demonstrations (default); grpo: by practice in the world model; vlaw: supervised, on "
+        "real successes and those imagined rollouts that a judge accepts",
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="SANS datasets or folders of episode files")
     parser.add_argument(
@@ -39,30 +56,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--init", help="checkpoint to start from: a shipped name or a folder (default: fresh weights)")
     parser.add_argument(
-        "--config", type=Path, help="YAML of training settings (see config/policy_small.yaml and policy_grpo.yaml)"
+        "--config", type=Path, help="YAML of training settings (config/policy_small.yaml, policy_grpo.yaml, ..._vlaw)"
     )
     parser.add_argument("--minutes", type=float, help="sft: training time (default: 5)")
-    parser.add_argument("--steps", type=int, help="sft: number of steps, instead of or besides --minutes")
+    parser.add_argument("--steps", type=int, help="sft, vlaw: number of steps, for sft instead of or besides --minutes")
     parser.add_argument(
-        "--demonstrations", type=int, default=0, help="sft: first record so many in the tabletop into the first --data"
+        "--demonstrations", type=int, help="sft: first record so many in the tabletop into the first --data"
     )
-    parser.add_argument(
-        "--tasks", nargs="+", default=["pick_place", "push", "stack", "sweep"], help="for --demonstrations"
-    )
-    parser.add_argument("--world-model", default="small", help="grpo: a shipped name or a folder (default: small)")
+    parser.add_argument("--tasks", nargs="+", help="for --demonstrations (default: all four)")
+    parser.add_argument("--world-model", help="grpo, vlaw: a shipped name or a folder (default: small)")
     parser.add_argument("--updates", type=int, help="grpo: updates of the policy (default: the configuration's)")
+    parser.add_argument("--rollouts", type=int, help="vlaw: imagined rollouts of each task (default: 500)")
+    parser.add_argument("--judge", help="vlaw: who accepts imagined rollouts (default: reward_head)")
+    parser.add_argument("--judge-checkpoint", help="vlaw: of the judge (default: reward_head takes the world model)")
+    parser.add_argument(
+        "--validation", type=Path, help="vlaw: real rollouts to measure the judge on (default: those in --data)"
+    )
+    parser.add_argument(
+        "--learn-from", choices=SOURCES, help="vlaw: both (default), real (filtered behaviour cloning) or synthetic"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes in the tabletop")
     parser.add_argument(
-        "--threads", type=int, help="CPU threads (default: sft 1, small steps gain nothing from more; grpo: torch's)"
+        "--threads", type=int, help="CPU threads (default: sft 1, small steps gain nothing from more; else torch's)"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains a policy and writes its checkpoint; gives the folder and the last figures."""
-    for name in ("minutes", "steps", "updates"):
+    for name, methods in _BELONGS.items():
+        if getattr(args, name) is not None and args.method not in methods:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} belongs to --method {' or '.join(methods)}, not to {args.method}.")
+    for name in ("minutes", "steps", "updates", "rollouts"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ConfigError(f"--{name} must be positive, but is {getattr(args, name)}.")
-    return _practise(args) if args.method == "grpo" else _clone(args)
+    return {"sft": _clone, "grpo": _practise, "vlaw": _vlaw}[args.method](args)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -73,6 +101,11 @@ def show(result: dict[str, Any]) -> None:
             print(f"Success in imagination in the last update: {result['imagined_success']:.0%}")
         for check in result["checks"]:
             print(f"In the real world after update {check['update']}: {check['success']:.0%} of {check['episodes']}")
+    elif result["method"] == "vlaw":
+        for task, (kept, count) in result["accepted"].items():
+            print(f"{task}: the judge accepted {kept} of {count} imagined rollouts")
+        print(f"Learned {result['steps']} steps from {result['real_episodes']} real episodes and those.")
+        print("Time: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items()))
     else:
         print(f"Trained {result['steps']} steps in {result['minutes']} min on {result['decisions']} decisions.")
         print("Losses: " + ", ".join(f"{name} {value:.3f}" for name, value in result["losses"].items()))
@@ -81,13 +114,13 @@ def show(result: dict[str, Any]) -> None:
 
 def _clone(args: argparse.Namespace) -> dict[str, Any]:
     config = TrainConfig.from_yaml(args.config) if args.config else TrainConfig()
-    if args.minutes is None and args.steps is None:
-        args.minutes = 5.0
+    minutes = 5.0 if args.minutes is None and args.steps is None else args.minutes
     torch.set_num_threads(args.threads or 1)
-    recorded = collect(args.data[0], args.tasks, args.demonstrations, args.workers)
+    tasks = args.tasks or ["pick_place", "push", "stack", "sweep"]
+    recorded = collect(args.data[0], tasks, args.demonstrations or 0, args.workers)
     policy, samples = _prepare(args.init, config, args.data)
     trainer = SupervisedTrainer(policy, samples, config, args.out)
-    losses = trainer.fit(args.minutes, args.steps)
+    losses = trainer.fit(minutes, args.steps)
     policy.save_pretrained(args.out)
     return {
         "method": "sft",
@@ -112,38 +145,125 @@ def _prepare(init: str | None, config: TrainConfig, data: Sequence[Path]) -> tup
 
 
 def _practise(args: argparse.Namespace) -> dict[str, Any]:
-    from wvl_ros.sans.episodes import list_episodes
-    from wvl_ros.training.grpo_trainer import GRPOTrainer
-    from wvl_ros.world_model.imagination import imagination
-    from wvl_ros.world_model.loading import load_world_model
-
-    if args.init is None:
-        raise ConfigError("GRPO improves a policy that there is: give it with --init (a shipped name or a folder).")
     settings = read_settings(GRPOSettings, args.config) if args.config else GRPOSettings()
     if args.updates is not None:
         settings = replace(settings, updates=args.updates)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model = load_world_model(find("world_model", args.world_model))
-    policy = SmallPolicy.from_pretrained(find("policy", args.init))
+    policy, imagination, rig = _start(args)
     if policy.config.head != "gaussian":
         raise ConfigError(
             f"'{args.init}' has a {policy.config.head} head, which gives no probability of an action; GRPO needs a "
             "policy with the gaussian head (setting `head` of `wvl train policy --method sft`)."
         )
-    entries = [entry for path in args.data for entry in list_episodes(path)]
-    if not entries:
-        raise EpisodeError(f"There are no episodes in '{args.data[0]}'; practice starts from their first observations.")
-    tasks = sorted({entry.task for entry in entries})
+    check = _tabletop_check(settings.check_episodes, args.workers)
+    trainer = GRPOTrainer(policy, imagination, rig, _entries(args.data, rig), settings, args.out, check)
+    return {"method": "grpo", "checkpoint": str(args.out), **trainer.fit()}
 
-    def check(folder: Path) -> dict[str, float]:
-        from wvl_ros.evaluation.policy import PolicyChoice, Start, evaluate
 
-        starts = [Start(task, CHECK_SEED + i) for task in tasks for i in range(settings.check_episodes)]
-        results = evaluate(PolicyChoice(folder), starts, args.workers)
+def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
+    from wvl_ros.training.vlaw_run import VLAW
+
+    settings = read_settings(VLAWSettings, args.config, update=TrainConfig) if args.config else VLAWSettings()
+    given = {name: getattr(args, name) for name in ("steps", "rollouts", "learn_from")}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    policy, imagination, rig = _start(args)
+    facts: dict[str, Any] = {"method": "vlaw", "checkpoint": str(args.out), "learn_from": settings.learn_from}
+    entries = _entries(args.data, rig)
+    judge = _judge(args)
+    run = VLAW(policy, imagination, rig, judge, entries, settings, args.out, (args.init, args.world_model or "small"))
+    rollouts = []
+    if settings.learn_from != "real":
+        validation = _entries([args.validation], rig) if args.validation else entries
+        facts["judge"] = _trust(judge, imagination, rig, validation)
+        rollouts = run.imagine()
+    tasks = sorted({rollout.task for rollout in rollouts})
+    facts["accepted"] = {
+        task: [sum(r.accepted for r in rollouts if r.task == task), sum(r.task == task for r in rollouts)]
+        for task in tasks
+    }
+    real: Iterator[Episode] = iter(()) if settings.learn_from == "synthetic" else read_episodes(args.data)
+    facts |= run.learn(real, rollouts)
+    return facts | {"seconds": {name: round(seconds, 1) for name, seconds in run.seconds.items()}}
+
+
+def _start(args: argparse.Namespace) -> tuple[SmallPolicy, Imagination, str]:
+    """The policy to improve, the world model to practise in, and its rig."""
+    from wvl_ros.world_model.imagination import imagination
+    from wvl_ros.world_model.loading import load_world_model
+
+    if args.init is None:
+        raise ConfigError(
+            f"--method {args.method} improves a policy that there is: give it with --init (a shipped name or a folder)."
+        )
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    policy = SmallPolicy.from_pretrained(find("policy", args.init))
+    model = load_world_model(find("world_model", args.world_model or "small"))
+    rig, drawn = str(model.config["rig"]), imagination(model)
+    steps, call = policy.config.execute_steps, drawn.frames_per_call * drawn.actions_per_frame
+    if steps % call:
+        raise ConfigError(
+            f"The policy '{args.init}' executes {steps} steps of a chunk, but the world model imagines {call} at a "
+            f"time: make execute_steps a multiple of {call}."
+        )
+    return policy, drawn, rig
+
+
+def _entries(data: Sequence[Path], rig: str) -> list[EpisodeEntry]:
+    """Episodes of the world model's rig: others (DROID's beside the tabletop's) are no starts for it."""
+    entries = [entry for path in data for entry in list_episodes(path)]
+    found = [entry for entry in entries if not rig or entry.source.endswith(f"/{rig}")]
+    if not found:
+        raise EpisodeError(
+            f"None of the {len(entries)} episodes in '{data[0]}' is of the world model's rig '{rig}'; imagined "
+            "rollouts start from their first observations."
+        )
+    return found
+
+
+def _judge(args: argparse.Namespace) -> Any:
+    from wvl_ros.rewards.registry import make_judge
+
+    name = args.judge or "reward_head"
+    if name in ("ground_truth", "operator"):
+        raise ConfigError(f"The judge '{name}' cannot say how imagined rollouts end; choose reward_head or vlm.")
+    default = (args.world_model or "small") if name == "reward_head" else ""
+    return make_judge(name, args.judge_checkpoint or default)
+
+
+def _trust(judge: Any, imagination: Imagination, rig: str, entries: Sequence[EpisodeEntry]) -> dict[str, Any]:
+    """What the judge makes of real rollouts that are imagined once more, told before it is used.
+
+    Raises:
+        ConfigError: it says the same of all, or the rollouts ended all alike.
+    """
+    from wvl_ros.rewards.quality import Quality, require_useful
+    from wvl_ros.rewards.truth import is_true
+    from wvl_ros.training.imagined_episodes import replay
+
+    known = [entry for entry in entries if is_true(entry)]
+    chosen = known[:: math.ceil(max(1, len(known)) / _TRUSTED)]
+    if not chosen:
+        raise ConfigError("Nobody has said how any of the real rollouts went: label them with `wvl label`.")
+    imagined = replay(imagination, [entry.load() for entry in chosen], rig)
+    truth = np.array([entry.outcome == "success" for entry in chosen])
+    said = judge.probability(imagined) > judge.threshold
+    matrix = [int((said == a).astype(int) @ (truth == b)) for a, b in ((1, 1), (1, 0), (0, 1), (0, 0))]
+    quality = Quality(judge.name, judge.threshold, *matrix)
+    print(f"Real rollouts imagined once more by their recorded actions. {quality.sentence}", file=sys.stderr)
+    require_useful(quality)
+    return quality.to_dict()
+
+
+def _tabletop_check(episodes: int, workers: int) -> Check:
+    """The share of successes of a policy in the tabletop, over so many episodes of each task."""
+
+    def check(folder: Path, tasks: Sequence[str]) -> dict[str, float]:
+        from wvl_ros.evaluation.closed_loop import PolicyChoice, Start, evaluate
+
+        starts = [Start(task, CHECK_SEED + i) for task in tasks for i in range(episodes)]
+        results = evaluate(PolicyChoice(folder), starts, workers)
         by_task = {task: [r.success for r in results if r.task == task] for task in tasks}
         shares = {task: sum(each) / len(each) for task, each in by_task.items()}
         return {"success": sum(r.success for r in results) / len(results), "episodes": len(results), **shares}
 
-    trainer = GRPOTrainer(policy, imagination(model), str(model.config["rig"]), entries, settings, args.out, check)
-    return {"method": "grpo", "checkpoint": str(args.out), **trainer.fit()}
+    return check

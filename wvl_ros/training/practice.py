@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from wvl_ros.policies import flow
 from wvl_ros.policies.network import Inputs
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.policies.vision import shrink
@@ -24,7 +25,7 @@ class Practice:
 
     Attributes:
         images: uint8 (B, D, cameras, 3, S, S). state: (B, D, 10). words: int64 (B, L). See `Inputs`.
-        actions: (B, D, T, 7) as sampled. log_probs: (B, D, T, 7) of their parts.
+        actions: (B, D, T, 7) as chosen. log_probs: (B, D, T, 7) of their parts, where sampled with a density, else 0.
         counts: bool (B, D, T), the actions that were executed before the end.
         success: bool (B,) as the reward head says.
     """
@@ -71,31 +72,35 @@ def practise(
     seeds: Sequence[int],
     temperature: float,
     generator: torch.Generator,
+    limits: Sequence[int] | None = None,
 ) -> Practice:
     """One rollout from each start, all at once, until each has succeeded or its steps are used up.
 
     Args:
         imagination: draws them; it is started anew.
-        seeds: of the imagined noise. temperature, generator: of the policy's sampling.
+        seeds: of the imagined noise. temperature, generator: of the policy's sampling;
+            at temperature 0 a Gaussian head deploys its mean. limits: control steps of each; None takes its start's.
     """
     config, count = policy.config, len(starts)
     views = torch.stack([torch.from_numpy(start.views) for start in starts])
     kinematics = torch.cat([start.kinematics for start in starts])
     known = torch.tensor([float(start.calibrated) for start in starts])
     imagination.start(views, kinematics, [start.instruction for start in starts], known, seeds)
-    limits = torch.tensor([min(start.max_steps, STEPS.get(start.task, start.max_steps)) for start in starts])
+    if limits is None:
+        limits = [min(start.max_steps, STEPS.get(start.task, start.max_steps)) for start in starts]
+    call = imagination.frames_per_call * imagination.actions_per_frame
+    most = (torch.tensor(limits) // call * call).clamp(min=call)  # a rollout ends with a frame
     words = torch.from_numpy(policy.tokenizer.encode([start.instruction for start in starts]))
     columns: dict[str, list[Tensor]] = {name: [] for name in ("images", "state", "actions", "log_probs", "counts")}
     policy.network.eval()
     step = 0
     while bool(imagination.active.any()):
         inputs = look(policy, views, imagination.kinematics, words)
-        outputs = policy.network(inputs)
-        actions = policy.noise.sample(outputs.mean, outputs.gripper, temperature, generator)
+        actions, log_probs = choose(policy, inputs, temperature, generator)
         columns["images"].append(inputs.images)
         columns["state"].append(inputs.state)
         columns["actions"].append(actions)
-        columns["log_probs"].append(policy.noise.log_prob_parts(outputs.mean, outputs.gripper, actions, temperature))
+        columns["log_probs"].append(log_probs)
         poses = command(imagination.kinematics, actions)
         counts = torch.zeros(count, config.chunk_size, dtype=torch.bool)
         for i in range(config.execute_steps):
@@ -104,11 +109,28 @@ def practise(
             step += 1
             if imagination.frame_due:
                 views = imagination.imagine().views[:, -1]
-                imagination.stop(step >= limits)
+                imagination.stop(step >= most)
         columns["counts"].append(counts)
     return Practice(
         words=words, success=imagination.success.clone(), **{name: torch.stack(c, 1) for name, c in columns.items()}
     )
+
+
+def choose(
+    policy: SmallPolicy, inputs: Inputs, temperature: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Chunks (B, T, 7) and the log-probabilities (B, T, 7) of their parts: 0 of a mean, and of what a flow draws."""
+    if policy.config.head == "flow":
+        known = policy.network.context(inputs)
+        actions = flow.draw(policy.network, known, policy.config.flow_steps, generator)
+        return actions, torch.zeros_like(actions)
+    outputs = policy.network(inputs)
+    if temperature == 0:
+        closed = (outputs.gripper > 0).float()[..., None]
+        actions = torch.cat([outputs.mean.clamp(-1, 1), closed], -1)
+        return actions, torch.zeros_like(actions)
+    actions = policy.noise.sample(outputs.mean, outputs.gripper, temperature, generator)
+    return actions, policy.noise.log_prob_parts(outputs.mean, outputs.gripper, actions, temperature)
 
 
 def look(policy: SmallPolicy, views: Tensor, kinematics: Tensor, words: Tensor) -> Inputs:

@@ -125,7 +125,8 @@ class Samples:
     Attributes:
         images: uint8 (N, cameras, 3, S, S). state: float32 (N, 10).
         actions: float32 (N, T, 7), see `chunk_targets`. places: float32 (N, 6), see `key_places`.
-        instruction, task: int64 (N,) index into `instructions` and `tasks`.
+        instruction, task: int64 (N,) index into `instructions` and `tasks`. episode: int64 (N,), which one it is of, in
+            the order they came.
     """
 
     images: Tensor
@@ -134,6 +135,7 @@ class Samples:
     places: Tensor
     instruction: NDArray[np.int64]
     task: NDArray[np.int64]
+    episode: NDArray[np.int64]
     instructions: tuple[str, ...]
     tasks: tuple[str, ...]
 
@@ -144,6 +146,12 @@ class Samples:
         """The network's input for some rows."""
         words = tokenizer.encode([self.instructions[i] for i in self.instruction[rows]])
         return Inputs(self.images[rows], self.state[rows], torch.from_numpy(words))
+
+
+def even_chances(samples: Samples) -> NDArray[np.float64]:
+    """(N,) with which to draw samples so that every task comes equally often; they add up to 1."""
+    counts = np.bincount(samples.task, minlength=len(samples.tasks))
+    return 1.0 / (len(samples.tasks) * counts[samples.task])
 
 
 def build_samples(episodes: Iterable[Episode], config: PolicyConfig) -> Samples:
@@ -158,7 +166,8 @@ def build_samples(episodes: Iterable[Episode], config: PolicyConfig) -> Samples:
     places: list[Array] = []
     instructions: list[str] = []
     tasks: list[str] = []
-    for episode in episodes:
+    numbers: list[int] = []
+    for number, episode in enumerate(episodes):
         chunks = chunk_targets(episode, config.chunk_size)
         useful = ~np.isnan(chunks[:, 0, 0])
         steps = decision_steps(episode)[useful]
@@ -177,6 +186,7 @@ def build_samples(episodes: Iterable[Episode], config: PolicyConfig) -> Samples:
         places.append(key_places(episode)[useful])
         instructions += [episode.instruction] * len(steps)
         tasks += [episode.task] * len(steps)
+        numbers += [number] * len(steps)
     texts, instruction = np.unique(instructions, return_inverse=True)
     names, task = np.unique(tasks, return_inverse=True)
     return Samples(
@@ -186,6 +196,7 @@ def build_samples(episodes: Iterable[Episode], config: PolicyConfig) -> Samples:
         places=torch.from_numpy(np.concatenate(places)).float(),
         instruction=instruction,
         task=task,
+        episode=np.array(numbers),
         instructions=tuple(str(text) for text in texts),
         tasks=tuple(str(name) for name in names),
     )

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wvl_ros.errors import ConfigError
 from wvl_ros.policies.flow import flow_loss
 from wvl_ros.policies.network import Inputs, PolicyConfig, behaviour_loss
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.training import checkpointing
-from wvl_ros.training.samples import Samples
-from wvl_ros.training.settings import read_settings
+from wvl_ros.training.samples import Samples, even_chances
+from wvl_ros.training.settings import read_settings, require
 
 STATE_FILE = "training_state.safetensors"
 LOG_FILE = "log.jsonl"
@@ -48,11 +48,9 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "learning_rate", "clip_norm", "warmup_steps", "save_every"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"The training's {name} must be positive, but is {getattr(self, name)}.")
-        if not 0 <= self.word_dropout < 1:
-            raise ConfigError(f"The training's word_dropout must lie in 0..1, but is {self.word_dropout}.")
+        positive = ("batch_size", "learning_rate", "clip_norm", "warmup_steps", "save_every")
+        require(self, positive, lambda x: x > 0, "positive", "The training's")
+        require(self, ("word_dropout",), lambda x: 0 <= x < 1, "in 0..1", "The training's")
 
     @classmethod
     def from_yaml(cls, path: Path) -> TrainConfig:
@@ -67,8 +65,19 @@ class TrainConfig:
 class SupervisedTrainer:
     """Fits a policy to samples; the state on disk restores it, bit for bit where the length is given in steps."""
 
-    def __init__(self, policy: SmallPolicy, samples: Samples, config: TrainConfig, out: Path) -> None:
+    def __init__(
+        self,
+        policy: SmallPolicy,
+        samples: Samples,
+        config: TrainConfig,
+        out: Path,
+        chances: NDArray[np.float64] | None = None,
+    ) -> None:
         """Prepares a fit, or takes up the one that `out` holds.
+
+        Args:
+            policy: what is trained. samples: what it learns from. out: folder of the state.
+            chances: (N,) how likely each sample is to be drawn, in any unit; None draws every task equally often.
 
         Raises:
             CheckpointError: the state in `out` is of another model.
@@ -79,7 +88,7 @@ class SupervisedTrainer:
             self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
         )
         self.step, self.elapsed = 0, 0.0
-        self._rows = [np.flatnonzero(samples.task == i) for i in range(len(samples.tasks))]
+        self._until = np.cumsum(even_chances(samples) if chances is None else chances)
         if (out / STATE_FILE).exists():
             tensors, facts = checkpointing.load_state(out / STATE_FILE)
             checkpointing.restore_module(self.network, tensors, "network")
@@ -151,10 +160,10 @@ class SupervisedTrainer:
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def _batch(self) -> tuple[Inputs, torch.Tensor, torch.Tensor]:
-        """A batch with every task equally often, drawn from seed and step alone: a resumed run sees the same."""
+        """A batch, drawn from seed and step alone: a resumed run sees the same."""
         rng = np.random.default_rng([self.config.seed, self.step])
-        tasks = rng.integers(len(self._rows), size=self.config.batch_size)
-        rows = np.array([rng.choice(self._rows[task]) for task in tasks])
+        drawn = rng.random(self.config.batch_size) * self._until[-1]
+        rows = np.searchsorted(self._until, drawn, side="right").clip(max=len(self.samples) - 1)
         inputs = self.samples.inputs(rows, self.policy.tokenizer)
         hidden = torch.from_numpy(rng.random(inputs.words.shape) < self.config.word_dropout) & (inputs.words > 0)
         words = torch.where(hidden, torch.ones_like(inputs.words), inputs.words)

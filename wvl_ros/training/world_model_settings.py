@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.training.frame_cache import KINDS, FrameCache
+from wvl_ros.training.settings import read_yaml, require
 from wvl_ros.world_model.instruction import UNKNOWN, collect_vocabulary
 from wvl_ros.world_model.model import WorldModel
 
@@ -98,19 +98,15 @@ class WorldModelTraining:
         self.outcomes, self.sources = (
             [names] if isinstance(names, str) else list(names) for names in (self.outcomes, self.sources)
         )
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
-        for name in ("learning_rate", "fine_tune_learning_rate", "lora_learning_rate", "warmup"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}.")
-        for name in ("batch", "rollout_length", "last_rollout_length"):
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 <= self.ema < 1 or self.reward_fit_share > 0.9:
-            raise ConfigError("ema must lie in 0..1 and reward_fit_share in 0..0.9.")
-        if self.patience < 0 or self.validation_episodes < 1:
-            raise ConfigError("patience cannot be negative, and a validation needs at least one episode.")
+        of = "The training's"
+        require(self, _SHARES, lambda x: 0 <= x <= 1, "a share between 0 and 1", of)
+        rates = ("learning_rate", "fine_tune_learning_rate", "lora_learning_rate", "warmup")
+        require(self, rates, lambda x: x > 0, "positive", of)
+        counts = ("batch", "rollout_length", "last_rollout_length", "validation_episodes")
+        require(self, counts, lambda n: n >= 1, "at least 1", of)
+        require(self, ("ema",), lambda x: 0 <= x < 1, "in 0..1", of)
+        require(self, ("reward_fit_share",), lambda x: x <= 0.9, "at most 0.9", of)
+        require(self, ("patience",), lambda n: n >= 0, "0 or more", of)
         unknown = set(self.outcomes) - set(KINDS)
         if unknown:
             raise ConfigError(f"There is no outcome '{min(unknown)}'; outcomes are {', '.join(KINDS)}.")
@@ -136,10 +132,7 @@ class WorldModelTraining:
         """
         if path is None:
             return cls()
-        try:
-            tables = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"The configuration '{path}' cannot be read: {error}") from error
+        tables = read_yaml(path)
         if not isinstance(tables, dict) or not all(isinstance(tables.get(n) or {}, dict) for n in _TABLES):
             raise ConfigError(f"The configuration '{path}' should hold the tables {' and '.join(_TABLES)}.")
         known = {f.name for f in fields(cls)} - {"model"}

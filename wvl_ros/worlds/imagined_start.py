@@ -87,6 +87,7 @@ def fresh_episode(tabletop: World, seed: int, options: dict[str, Any]) -> Episod
         instruction=info["instruction"],
         source="reset/tabletop",
         commanded_start=info["commanded_pose"],
+        extra={"seed": seed, "variant": info["variant"]},
     )
 
 
