@@ -18,6 +18,7 @@ from PIL import Image
 from wvl_ros.errors import EpisodeError
 from wvl_ros.sans.lerobot import is_lerobot, read_lerobot
 from wvl_ros.worlds import droid
+from wvl_ros.worlds.kinematics import JOINT_LOWER, JOINT_UPPER
 
 LENGTHS = (7, 10)
 HEIGHT, WIDTH = 48, 64
@@ -186,10 +187,15 @@ def test_droid_comes_with_images_states_actions_language_and_success(write: Any,
     assert number == 1
 
 
-def test_openpi_s_port_has_velocities_and_an_unknown_outcome(tmp_path: Path) -> None:
+def test_openpi_s_velocities_are_read_as_the_joint_targets_they_meant_and_the_outcome_is_unknown(
+    tmp_path: Path,
+) -> None:
     episode = next(iter(read_lerobot(openpi(tmp_path))))[1]()
-    assert (episode.action_space, episode.outcome, episode.outcome_source) == ("joint_velocity", "", "")
-    np.testing.assert_array_equal(episode.action[:, :7], VELOCITIES[0][:-1])
+    assert (episode.action_space, episode.outcome, episode.outcome_source) == ("joint_position", "", "")
+    velocities = VELOCITIES[0][:-1]
+    limited = velocities / np.maximum(1, np.abs(velocities).max(1, keepdims=True))
+    targets = np.clip(JOINTS[0][:-1] + 0.2 * limited, JOINT_LOWER, JOINT_UPPER)
+    np.testing.assert_allclose(episode.action[:, :7], targets, atol=1e-7)
     np.testing.assert_allclose(episode.cartesian_position, POSES[0], atol=1e-5)  # computed from the joints
     for camera, name in enumerate(droid.CAMERAS):
         np.testing.assert_array_equal(episode.images[name], np.stack(frames(0, camera)))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from wvl_ros.errors import CheckpointError, ConfigError, EpisodeError
+from wvl_ros.errors import CheckpointError, ConfigError, EpisodeError, UnknownNameError
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training import policy as training
@@ -171,3 +171,10 @@ def test_vlaw_distrusts_a_judge_that_says_the_same_of_all(
     assert (result["steps"], result["real_episodes"], result["accepted"]) == (2, 6, {})
     SmallPolicy.from_pretrained(tmp_path / "out")
     training.show(result)
+
+
+def test_starts_of_a_task_that_no_episode_has_are_refused(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+    make_episode().save(tmp_path / "data" / "0.safetensors")
+    words = ("--data", tmp_path / "data", "--out", tmp_path / "out", "--init", "small", "--method", "grpo")
+    with pytest.raises(UnknownNameError, match="no task among the episodes called 'sweep'; choose one of: pick_place"):
+        train(*words, "--tasks", "pick_place", "sweep")

@@ -4,7 +4,8 @@ Known names, newest first:
     cameras   observation.images.exterior_1_left | observation.images.exterior_image_1_left | exterior_image_1_left
     states    observation.state.joint_position | joint_position | observation.state (7 joints and the gripper)
     actions   action.cartesian_position, .joint_position, .joint_velocity, .cartesian_velocity, each with
-              action.gripper_position | actions (openpi: 7 joint velocities and the gripper) | action (7 joints and it)
+              action.gripper_position | actions (openpi: 7 joint velocities and the gripper) | action (7 joints and it);
+              joint velocities become the joint targets that DROID's robot made of them
     outcome   is_episode_successful, else unknown
 """
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from wvl_ros.errors import EpisodeError
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.lerobot_files import LerobotFiles, is_lerobot
-from wvl_ros.worlds.droid import CAMERAS, CONTROL_HZ, forward_kinematics
+from wvl_ros.worlds.droid import CAMERAS, CONTROL_HZ, forward_kinematics, joint_targets
 
 __all__ = ["is_lerobot", "read_lerobot"]
 
@@ -140,6 +141,9 @@ def _read(files: LerobotFiles, cameras: Mapping[str, str], index: int) -> Episod
     if separate:
         action = np.hstack([action, _matrix(table, _ACTION_GRIPPER)])
     action[:, -1] = action[:, -1].clip(0.0, 1.0)
+    if space == "joint_velocity":
+        # DROID's robot sets its target to the measured joints plus the velocity: integrated, its lag would add up.
+        action[:, :7], space = joint_targets(joints, action[:, :7]), "joint_position"
     success = _first(table, _SUCCESS)
     success = success if success is None else bool(np.ravel(success)[0])
     wordings = [text for text in (_text(table, name) for name in _INSTRUCTIONS) if text]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from wvl_ros.checkpoints import find
-from wvl_ros.errors import ConfigError, EpisodeError
+from wvl_ros.errors import ConfigError, EpisodeError, UnknownNameError
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.sans.episodes import EpisodeEntry, list_episodes
@@ -35,7 +35,7 @@ METHODS = ("sft", "grpo", "vlaw")
 CHECK_SEED = 930_000  # of the tabletop: checks of a policy while it practises
 _TRUSTED = 200  # real rollouts at most on which a judge is measured
 _BELONGS = {
-    "minutes": ("sft",), "steps": ("sft", "vlaw"), "demonstrations": ("sft",), "tasks": ("sft",), "updates": ("grpo",),
+    "minutes": ("sft",), "steps": ("sft", "vlaw"), "demonstrations": ("sft",), "updates": ("grpo",),
     "world_model": ("grpo", "vlaw"), "judge": ("vlaw",), "judge_checkpoint": ("vlaw",), "validation": ("vlaw",),
     "rollouts": ("vlaw",), "learn_from": ("vlaw",),
 }  # fmt: skip
@@ -63,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--demonstrations", type=int, help="sft: first record so many in the tabletop into the first --data"
     )
-    parser.add_argument("--tasks", nargs="+", help="for --demonstrations (default: all four)")
+    parser.add_argument(
+        "--tasks", nargs="+", help="sft: of --demonstrations (default: all four); grpo, vlaw: starts only from these"
+    )
     parser.add_argument("--world-model", help="grpo, vlaw: a shipped name or a folder (default: small)")
     parser.add_argument("--updates", type=int, help="grpo: updates of the policy (default: the configuration's)")
     parser.add_argument("--rollouts", type=int, help="vlaw: imagined rollouts of each task (default: 500)")
@@ -155,7 +157,7 @@ def _practise(args: argparse.Namespace) -> dict[str, Any]:
             "policy with the gaussian head (setting `head` of `wvl train policy --method sft`)."
         )
     check = _tabletop_check(settings.check_episodes, args.workers)
-    trainer = GRPOTrainer(policy, imagination, rig, _entries(args.data, rig), settings, args.out, check)
+    trainer = GRPOTrainer(policy, imagination, rig, _entries(args.data, rig, args.tasks), settings, args.out, check)
     return {"method": "grpo", "checkpoint": str(args.out), **trainer.fit()}
 
 
@@ -167,12 +169,12 @@ def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     policy, imagination, rig = _start(args)
     facts: dict[str, Any] = {"method": "vlaw", "checkpoint": str(args.out), "learn_from": settings.learn_from}
-    entries = _entries(args.data, rig)
+    entries = _entries(args.data, rig, args.tasks)
     judge = _judge(args)
     run = VLAW(policy, imagination, rig, judge, entries, settings, args.out, (args.init, args.world_model or "small"))
     rollouts = []
     if settings.learn_from != "real":
-        validation = _entries([args.validation], rig) if args.validation else entries
+        validation = _entries([args.validation], rig, args.tasks) if args.validation else entries
         facts["judge"] = _trust(judge, imagination, rig, validation)
         rollouts = run.imagine()
     tasks = sorted({rollout.task for rollout in rollouts})
@@ -208,8 +210,8 @@ def _start(args: argparse.Namespace) -> tuple[SmallPolicy, Imagination, str]:
     return policy, drawn, rig
 
 
-def _entries(data: Sequence[Path], rig: str) -> list[EpisodeEntry]:
-    """Episodes of the world model's rig: others (DROID's beside the tabletop's) are no starts for it."""
+def _entries(data: Sequence[Path], rig: str, tasks: Sequence[str] | None) -> list[EpisodeEntry]:
+    """Episodes of some tasks of the world model's rig: others (DROID's beside the tabletop's) are no starts for it."""
     entries = [entry for path in data for entry in list_episodes(path)]
     found = [entry for entry in entries if not rig or entry.source.endswith(f"/{rig}")]
     if not found:
@@ -217,7 +219,11 @@ def _entries(data: Sequence[Path], rig: str) -> list[EpisodeEntry]:
             f"None of the {len(entries)} episodes in '{data[0]}' is of the world model's rig '{rig}'; imagined "
             "rollouts start from their first observations."
         )
-    return found
+    chosen = [entry for entry in found if not tasks or entry.task in tasks]
+    missing = set(tasks or ()) - {entry.task for entry in chosen}
+    if missing:
+        raise UnknownNameError("task among the episodes", min(missing), {entry.task for entry in found})
+    return chosen
 
 
 def _judge(args: argparse.Namespace) -> Any:

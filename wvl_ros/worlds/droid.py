@@ -209,6 +209,17 @@ def convert_chunk(
     return check_chunk(np.hstack([body, gripper]), target)
 
 
+def joint_targets(joint_position: ArrayLike, velocities: ArrayLike) -> Array:
+    """The joints (T, 7) that DROID's robot aims at, each from its own measured joints (T, 7) and velocity (T, 7).
+
+    DROID's `RobotIKSolver` limits the largest of the seven to 1, scales by `MAX_JOINT_DELTA` and adds the measured.
+    """
+    body = np.asarray(velocities, float)
+    scale = np.maximum(1.0, np.abs(body).max(axis=1, keepdims=True))
+    targets = np.asarray(joint_position, float) + body / scale * MAX_JOINT_DELTA
+    return np.clip(targets, kinematics.JOINT_LOWER, kinematics.JOINT_UPPER)
+
+
 def _joint_targets(body: Array, source: str, joints: Array) -> Array:
     if source == "joint_position":
         return body
