@@ -30,6 +30,7 @@ ON_REQUEST = {
     "training": "updates/s of the world model's training: one process on two cores, two processes on one each",
     "finetune": "the world model fine-tuned on 50 new episodes: time, gain, forgetting (python -m benchmarks.finetune)",
     "ablations": "the world model without one of its parts, at equal budgets (python -m benchmarks.ablations)",
+    "improvement": "a weak policy improved by GRPO and VLAW in imagination, beside controls (an hour and a half)",
     "clone": "from a clean clone to the first imagined frame (needs a package index)",
     "conversion": "a minute of three cameras converted, beside a plain loop over rosbags and imageio (needs an index)",
     "lerobot": "opens our datasets in the real LeRobot (downloads 3 GB; WVL_LEROBOT_ENVIRONMENT keeps it)",

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import STATE_FILE, GRPOTrainer
@@ -97,4 +100,38 @@ def test_falling_success_in_the_real_world_ends_the_run(
     result = trainer.fit()
     assert result["updates"] == 2
     assert "real world" in result["reason"]
+    assert "the policy after update 1 is kept" in result["reason"]
     assert [found["update"] for found in result["checks"]] == [0, 1, 2]
+    kept, best = (SmallPolicy.from_pretrained(tmp_path / "out" / name).network for name in ("", "best"))
+    now = trainer.network.state_dict()
+    assert all(torch.equal(tensor, best.state_dict()[name]) for name, tensor in kept.state_dict().items())
+    assert not all(torch.equal(tensor, now[name]) for name, tensor in kept.state_dict().items())
+
+
+class Doubter:
+    """A judge that believes everything at first, then nothing."""
+
+    name, threshold = "doubter", 0.5
+
+    def __init__(self, patience: int) -> None:
+        self.left = patience
+
+    def probability(self, episodes: Sequence[Episode]) -> NDArray[np.float64]:
+        self.left -= len(episodes)
+        return np.full(len(episodes), float(self.left >= 0))
+
+
+def test_a_second_judge_that_believes_ever_less_ends_the_run(
+    left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, updates=12, lowest=0.0, highest=1.0)
+    out = tmp_path / "out"
+    trainer = GRPOTrainer(_policy(), left_of(0.3), "tabletop", entries, settings, out, second=Doubter(patience=60))
+    result = trainer.fit()
+    assert 6 <= result["updates"] < 12
+    assert "'doubter' believes ever fewer" in result["reason"]
+    told = trainer.disagreements
+    assert sum(told[-3:]) - sum(told[:3]) > 3 * settings.disagreement_margin
+    assert (out / "progress.png").stat().st_size > 10_000
+    again = GRPOTrainer(_policy(), left_of(0.3), "tabletop", entries, settings, out, second=Doubter(0))
+    assert again.disagreements == told

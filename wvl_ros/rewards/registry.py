@@ -7,7 +7,7 @@ from typing import Any
 from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.rewards.interface import Judge
 
-JUDGES = ("reward_head", "vlm", "ground_truth", "operator")
+JUDGES = ("reward_head", "visual", "vlm", "ground_truth", "operator")
 
 
 def make_judge(name: str, checkpoint: str = "", threshold: float | None = None, **settings: Any) -> Judge:
@@ -15,8 +15,8 @@ def make_judge(name: str, checkpoint: str = "", threshold: float | None = None, 
 
     Args:
         name: one of `JUDGES`.
-        checkpoint: of 'reward_head' a shipped world model or a folder ('' takes 'small'); of 'vlm' the folder of a
-            Qwen-VL model. The others have none.
+        checkpoint: of 'reward_head' and 'visual' a shipped world model or a folder ('' takes 'small'); of 'vlm' the
+            folder of a Qwen-VL model. The others have none.
         threshold: success is a probability above it; None takes the judge's own.
         settings: of 'vlm': see `VlmSettings`, `device` and `dtype` among them.
 
@@ -41,6 +41,10 @@ def make_judge(name: str, checkpoint: str = "", threshold: float | None = None, 
         from wvl_ros.rewards.reward_head import RewardHead
 
         return RewardHead(checkpoint or "small", threshold)
+    if name == "visual":
+        from wvl_ros.rewards.visual import Visual
+
+        return Visual(checkpoint or "small") if threshold is None else Visual(checkpoint or "small", threshold)
     from wvl_ros.rewards.known import GroundTruth, Operator
 
     if checkpoint:

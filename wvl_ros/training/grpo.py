@@ -30,14 +30,16 @@ class GRPOSettings:
         lowest, highest: groups with a smaller or larger share of successes teach too little and are left out.
         check_every: updates between checks on the real world (0: none); check_episodes: of each task.
         margin: standard errors that real success may fall below its best before the run ends.
+        disagreement_margin: how much larger a share of the imagined successes a second judge may turn down than in the
+            first updates before the run ends: a policy that exploits the world model pleases its reward head alone.
         seed: of starts and sampling.
     """
 
     updates: int = 40
     groups: int = 32
     group_size: int = 8
-    attempts: int = 3
-    temperature: float = 1.0
+    attempts: int = 2
+    temperature: float = 2.0
     epochs: int = 2
     minibatch: int = 512
     learning_rate: float = 4e-5
@@ -49,9 +51,10 @@ class GRPOSettings:
     kl_weight: float = 0.0
     lowest: float = 0.1
     highest: float = 0.9
-    check_every: int = 0
-    check_episodes: int = 10
+    check_every: int = 5
+    check_episodes: int = 20
     margin: float = 2.0
+    disagreement_margin: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,7 +64,13 @@ class GRPOSettings:
         require(self, rates, lambda x: x > 0, "positive", "GRPO's")
         require(self, ("group_size",), lambda n: n >= 2, "at least 2 (a group is compared)", "GRPO's")
         require(self, ("kl_step",), lambda x: x > 1, "above 1", "GRPO's")
-        require(self, ("target_kl", "kl_weight", "check_every"), lambda x: x >= 0, "0 or more", "GRPO's")
+        require(
+            self,
+            ("target_kl", "kl_weight", "check_every", "disagreement_margin"),
+            lambda x: x >= 0,
+            "0 or more",
+            "GRPO's",
+        )
         if not 0 <= self.lowest < self.highest <= 1:
             raise ConfigError(f"GRPO's lowest and highest are shares, but are {self.lowest} and {self.highest}.")
 

@@ -18,17 +18,24 @@ from tqdm import tqdm
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.wilson import wilson_interval
 from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.rewards.interface import Judge
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training import checkpointing
 from wvl_ros.training.grpo import GRPOSettings, group_advantages, informative, steer, surrogate
+from wvl_ros.training.grpo_chart import write_progress
+from wvl_ros.training.imagined_episodes import Recorder
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.practice import Practice, join, practise
 from wvl_ros.world_model.imagination import Imagination
 from wvl_ros.worlds.imagined_start import Start, find_start
 
 STATE_FILE = "training_state.safetensors"
+BEST_FOLDER = "best"  # the policy that did best in the checks
 _BATCH = 96  # rollouts at a time
 _IDLE = 3  # updates in a row without a group to learn from that end the run
+_ASKED = 24  # imagined successes of a batch that the second judge is shown
+_LASTING = 3  # updates over which its disagreement is averaged
+_KEPT = ("update", "seconds", "rate", "idle", "checks", "disagreements", "rollouts")
 
 Check = Callable[[Path, Sequence[str]], dict[str, float]]  # of a policy's folder, in these tasks
 
@@ -40,6 +47,7 @@ class GRPOTrainer:
         policy: what is trained. imagination: of the world model it practises in; rig: of that model.
         entries: episodes of that rig, whose first observations are the starts.
         check: the policy's share of successes by task in the real world; None checks nothing.
+        second: a judge of imagined successes that shares nothing with the reward head; None asks nobody.
     """
 
     def __init__(
@@ -51,8 +59,10 @@ class GRPOTrainer:
         settings: GRPOSettings,
         out: Path,
         check: Check | None = None,
+        second: Judge | None = None,
     ) -> None:
-        self.policy, self.imagination, self.rig, self.settings, self.out = policy, imagination, rig, settings, out
+        self.policy, self.rig, self.settings, self.out = policy, rig, settings, out
+        self.imagination, self.second = Recorder(imagination), second
         self.entries = list(entries)
         self.tasks = sorted({entry.task for entry in self.entries})
         self.check = check if settings.check_every else None
@@ -62,6 +72,7 @@ class GRPOTrainer:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.update, self.seconds, self.rate, self.idle = 0, 0.0, settings.learning_rate, 0
         self.checks: list[dict[str, float]] = []
+        self.disagreements: list[float] = []
         self.rollouts = 0
         if (out / STATE_FILE).is_file():
             self._restore()
@@ -87,14 +98,28 @@ class GRPOTrainer:
                 if self.update % max(1, settings.check_every) == 0:
                     self._look_at_the_real_world()
                 self.save()
-                if self.idle >= _IDLE:
-                    reason = "no group differs within itself any more"
-                    break
-                if self._has_fallen():
-                    reason = "success in the real world fell below its best"
+                write_progress(self.out)
+                if stop := self._must_stop():
+                    reason = stop
                     break
         self.journal.close()
         return {"updates": self.update, "rollouts": self.rollouts, "reason": reason, "checks": self.checks, **facts}
+
+    def _must_stop(self) -> str:
+        """Why the run must end here, '' when it must not; the policy that did best in the real world is then kept."""
+        if self.idle >= _IDLE:
+            return "no group differs within itself any more"
+        if self._has_fallen():
+            reason = "success in the real world fell below its best"
+        elif self.second is not None and self._is_exploited():
+            reason = f"the judge '{self.second.name}' believes ever fewer of the imagined successes"
+        else:
+            return ""
+        if not (self.out / BEST_FOLDER).is_dir():
+            return reason
+        SmallPolicy.from_pretrained(self.out / BEST_FOLDER).save_pretrained(self.out)
+        best = max(self.checks, key=lambda check: check["success"])
+        return f"{reason}; the policy after update {best['update']:.0f} is kept"
 
     def save(self) -> None:
         """The policy, and the state of the run, each whole or not at all."""
@@ -105,7 +130,7 @@ class GRPOTrainer:
             **checkpointing.optimizer_tensors(self.optimizer),
             "generator": self.generator.get_state(),
         }
-        facts = {name: getattr(self, name) for name in ("update", "seconds", "rate", "idle", "checks", "rollouts")}
+        facts = {name: getattr(self, name) for name in _KEPT}
         checkpointing.save_state(self.out / STATE_FILE, tensors, facts | {"settings": asdict(self.settings)})
 
     def _restore(self) -> None:
@@ -114,7 +139,7 @@ class GRPOTrainer:
         checkpointing.restore_module(self.first, tensors, "first")
         checkpointing.restore_optimizer(self.optimizer, tensors)
         self.generator.set_state(tensors["generator"])
-        for name in ("update", "seconds", "rate", "idle", "checks", "rollouts"):
+        for name in _KEPT:
             setattr(self, name, facts[name])
 
     def _update(self) -> dict[str, Any]:
@@ -124,6 +149,8 @@ class GRPOTrainer:
         facts: dict[str, Any] = {
             "imagined_success": round(float(rewards.mean()), 4), "groups": 0, "practice_seconds": practised - began
         }  # fmt: skip
+        if self.second is not None and self.disagreements:
+            facts["disagreement"] = self.disagreements[-1]
         self.idle = self.idle + 1 if kept is None else 0
         if kept is None:
             if self.update == 0:
@@ -143,6 +170,7 @@ class GRPOTrainer:
         parts: list[Practice] = []
         advantages: list[Tensor] = []
         seen: list[Tensor] = []
+        turned_down: list[bool] = []
         for _ in range(settings.attempts):
             missing = settings.groups - sum(map(len, advantages)) // size
             if missing <= 0:
@@ -159,9 +187,12 @@ class GRPOTrainer:
                 rewards = practice.success.float().view(-1, size)
                 chosen = informative(rewards, settings.lowest, settings.highest)
                 seen.append(rewards)
+                turned_down += self._ask(practice.success, every)
                 if bool(chosen.any()):
                     parts.append(practice.select(chosen.repeat_interleave(size)))
                     advantages.append(group_advantages(rewards[chosen]).flatten())
+        if turned_down:
+            self.disagreements.append(round(float(np.mean(turned_down)), 4))
         if not parts:
             return None, torch.cat(seen)
         most = settings.groups * size
@@ -169,6 +200,14 @@ class GRPOTrainer:
         return (whole.select(torch.arange(min(most, len(whole.success)))), torch.cat(advantages)[:most]), torch.cat(
             seen
         )
+
+    def _ask(self, success: Tensor, starts: Sequence[Start]) -> list[bool]:
+        """Whether the second judge turns down each of some imagined successes of the last batch."""
+        rows = success.nonzero()[:, 0][:_ASKED].tolist()
+        if self.second is None or not rows:
+            return []
+        chances = self.second.probability(self.imagination.episodes(rows, starts))
+        return [bool(chance <= self.second.threshold) for chance in chances]
 
     def _starts(self, count: int) -> list[Start]:
         """First observations of episodes, every task equally often."""
@@ -238,6 +277,8 @@ class GRPOTrainer:
             return
         self.policy.save_pretrained(self.out)
         found = self.check(self.out, self.tasks)
+        if all(found["success"] > check["success"] for check in self.checks):
+            self.policy.save_pretrained(self.out / BEST_FOLDER)
         self.checks.append({"update": self.update, **found})
         self.journal.add("real", self.update, self.seconds, found)
 
@@ -250,6 +291,13 @@ class GRPOTrainer:
         low, high = wilson_interval(round(last["success"] * n), n)
         error = (high - low) / (2 * 1.96)
         return last["success"] < best["success"] - self.settings.margin * math.sqrt(2) * error
+
+    def _is_exploited(self) -> bool:
+        """Whether the second judge turns down a larger share of imagined successes than in the first updates."""
+        told = self.disagreements
+        if len(told) < 2 * _LASTING:
+            return False
+        return float(np.mean(told[-_LASTING:]) - np.mean(told[:_LASTING])) > self.settings.disagreement_margin
 
 
 def _none_to_learn_from(rewards: Tensor) -> str:

@@ -28,6 +28,7 @@ from wvl_ros.training.supervised import SupervisedTrainer, TrainConfig
 from wvl_ros.training.vlaw import SOURCES, VLAWSettings
 
 if TYPE_CHECKING:
+    from wvl_ros.rewards.interface import Judge
     from wvl_ros.sans.episode import Episode
     from wvl_ros.world_model.imagination import Imagination
 
@@ -70,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--updates", type=int, help="grpo: updates of the policy (default: the configuration's)")
     parser.add_argument("--rollouts", type=int, help="vlaw: imagined rollouts of each task (default: 500)")
     parser.add_argument("--judge", help="vlaw: who accepts imagined rollouts (default: reward_head)")
-    parser.add_argument("--judge-checkpoint", help="vlaw: of the judge (default: reward_head takes the world model)")
+    parser.add_argument(
+        "--judge-checkpoint", help="vlaw: of the judge (default: reward_head and visual take the world model)"
+    )
     parser.add_argument(
         "--validation", type=Path, help="vlaw: real rollouts to measure the judge on (default: those in --data)"
     )
@@ -157,7 +160,9 @@ def _practise(args: argparse.Namespace) -> dict[str, Any]:
             "policy with the gaussian head (setting `head` of `wvl train policy --method sft`)."
         )
     check = _tabletop_check(settings.check_episodes, args.workers)
-    trainer = GRPOTrainer(policy, imagination, rig, _entries(args.data, rig, args.tasks), settings, args.out, check)
+    entries = _entries(args.data, rig, args.tasks)
+    second = _second_judge(args.world_model or "small")
+    trainer = GRPOTrainer(policy, imagination, rig, entries, settings, args.out, check, second)
     return {"method": "grpo", "checkpoint": str(args.out), **trainer.fit()}
 
 
@@ -226,17 +231,32 @@ def _entries(data: Sequence[Path], rig: str, tasks: Sequence[str] | None) -> lis
     return chosen
 
 
-def _judge(args: argparse.Namespace) -> Any:
+def _second_judge(world_model: str) -> Judge | None:
+    """The visual judge beside the world model; None where there is none, which is told."""
+    from wvl_ros.evaluation.visual_judge import FILE
+    from wvl_ros.rewards.visual import Visual
+
+    if (find("world_model", world_model) / FILE).is_file():
+        return Visual(world_model)
+    print(
+        "There is no second judge beside the world model (`wvl train visual-judge` makes it): whether the policy "
+        "learns to please the reward head alone is not watched.",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _judge(args: argparse.Namespace) -> Judge:
     from wvl_ros.rewards.registry import make_judge
 
     name = args.judge or "reward_head"
     if name in ("ground_truth", "operator"):
         raise ConfigError(f"The judge '{name}' cannot say how imagined rollouts end; choose reward_head or vlm.")
-    default = (args.world_model or "small") if name == "reward_head" else ""
+    default = (args.world_model or "small") if name in ("reward_head", "visual") else ""
     return make_judge(name, args.judge_checkpoint or default)
 
 
-def _trust(judge: Any, imagination: Imagination, rig: str, entries: Sequence[EpisodeEntry]) -> dict[str, Any]:
+def _trust(judge: Judge, imagination: Imagination, rig: str, entries: Sequence[EpisodeEntry]) -> dict[str, Any]:
     """What the judge makes of real rollouts that are imagined once more, told before it is used.
 
     Raises:
