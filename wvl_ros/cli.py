@@ -36,7 +36,7 @@ COMMANDS = (
     Command(("label",), "wvl_ros.commands.label", "Say of episodes whether they succeeded, nearly did, or failed."),
     Command(("inspect",), "wvl_ros.commands.inspect", "Summarise a dataset or an episode, with a contact sheet."),
     Command(("verify",), "wvl_ros.commands.verify", "Check every file of a SANS dataset."),
-    Command(("export",), "wvl_ros.commands.export", "Turn an episode of a SANS dataset back into a bag."),
+    Command(("export",), "wvl_ros.commands.export", "Turn SANS into what openpi trains from, or back into a bag."),
     Command(("bag", "repair"), "wvl_ros.commands.bag", "Make a bag readable whose recorder was killed."),
     Command(("import", "world-model"), "wvl_ros.commands.import_weights", "Take over published world-model weights."),
     Command(("render",), "wvl_ros.commands.render", "Make a video and a contact sheet of an episode."),

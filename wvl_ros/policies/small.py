@@ -20,6 +20,7 @@ from wvl_ros.policies import flow
 from wvl_ros.policies.interface import Chunk
 from wvl_ros.policies.network import Inputs, Outputs, PolicyConfig, PolicyNetwork
 from wvl_ros.policies.noise import ChunkNoise
+from wvl_ros.policies.state import state_part
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.policies.vision import shrink
 from wvl_ros.worlds.droid import euler_to_matrix
@@ -35,17 +36,7 @@ def state_vector(observation: Mapping[str, np.ndarray]) -> np.ndarray:
     Raises:
         ObservationError: `cartesian_position` or `gripper_position` is missing, misshapen or not a number.
     """
-    parts = []
-    for name, dim in (("cartesian_position", 6), ("gripper_position", 1)):
-        if name not in observation:
-            raise ObservationError(f"The observation lacks '{name}'; the policy needs it.")
-        part = np.asarray(observation[name], float)
-        if part.shape != (dim,) or not np.isfinite(part).all():
-            raise ObservationError(
-                f"The observation's '{name}' should be {dim} finite numbers, but is {part.tolist()}."
-            )
-        parts.append(part)
-    pose, gripper = parts
+    pose, gripper = state_part(observation, "cartesian_position", 6), state_part(observation, "gripper_position", 1)
     rotation = euler_to_matrix(pose[3:])
     return np.concatenate([pose[:3], rotation[:, 0], rotation[:, 1], gripper]).astype(np.float32)
 

@@ -13,6 +13,7 @@ from wvl_ros.errors import ConfigError, ObservationError, PolicyServerError
 from wvl_ros.policies.interface import Chunk
 from wvl_ros.policies.openpi.client import PolicyServer
 from wvl_ros.policies.openpi.images import resize_with_pad
+from wvl_ros.policies.state import state_part
 from wvl_ros.worlds.droid import ACTION_DIMS, CAMERAS, RESET_JOINTS
 
 EXECUTE_STEPS = 8  # of openpi's examples/droid/main.py
@@ -122,7 +123,7 @@ class OpenPiPolicy:
         request: dict[str, Any] = {
             "observation/exterior_image_1_left": _image(observation, self.camera),  # of whichever it is
             f"observation/{WRIST}": _image(observation, WRIST),
-            **{f"observation/{name}": _state(observation, name) for name in STATES},
+            **{f"observation/{name}": state_part(observation, name, STATES[name]) for name in STATES},
             "prompt": instruction,
         }
         actions = self._actions(self.server.ask(request))
@@ -163,12 +164,3 @@ def _image(observation: Mapping[str, np.ndarray], camera: str) -> NDArray[np.uin
         shape = "x".join(str(n) for n in image.shape)
         raise ObservationError(f"The image of '{camera}' should be uint8 HxWx3 (RGB), but is {image.dtype} {shape}.")
     return resize_with_pad(image)
-
-
-def _state(observation: Mapping[str, np.ndarray], name: str) -> NDArray[np.float64]:
-    if name not in observation:
-        raise ObservationError(f"The observation lacks '{name}'; the policy 'openpi' needs it.")
-    state = np.asarray(observation[name], float)
-    if state.shape != (STATES[name],) or not np.isfinite(state).all():
-        raise ObservationError(f"The observation's '{name}' should be {STATES[name]} finite numbers, but is {state}.")
-    return state

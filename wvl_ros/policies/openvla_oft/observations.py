@@ -16,6 +16,7 @@ from wvl_ros.policies.openvla_oft.actions import CONVENTIONS
 from wvl_ros.policies.openvla_oft.checkpoint import PROPRIO, TOKENIZER, Checkpoint
 from wvl_ros.policies.openvla_oft.images import prepare
 from wvl_ros.policies.openvla_oft.network import Inputs
+from wvl_ros.policies.state import state_part
 
 START, PROMPT_END = 1, 29871  # '<s>', and the empty word after which the actions begin
 
@@ -71,14 +72,5 @@ class ObservationReader:
         return torch.tensor(words)
 
     def _state(self, observation: Mapping[str, np.ndarray]) -> NDArray[np.float64]:
-        parts = []
-        for name, dim in (("cartesian_position", 6), ("gripper_position", 1)):
-            if name not in observation:
-                raise ObservationError(f"The observation lacks '{name}'; the policy needs it.")
-            part = np.asarray(observation[name], float)
-            if part.shape != (dim,) or not np.isfinite(part).all():
-                raise ObservationError(
-                    f"The observation's '{name}' should be {dim} finite numbers, but is {part.tolist()}."
-                )
-            parts.append(part)
-        return self._convention.state_of(parts[0], float(parts[1][0]))
+        gripper = state_part(observation, "gripper_position", 1)
+        return self._convention.state_of(state_part(observation, "cartesian_position", 6), float(gripper[0]))
