@@ -14,8 +14,11 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.__main__ import RESULTS
 from wvl_ros.training.checkpointing import write_json
@@ -26,8 +29,10 @@ DEMONSTRATIONS, ROLLOUTS = 400, 50
 ROLLOUT_SEED, EVALUATION_SEED = 250_000, 1_000_000
 
 
-def run(episodes: int = 200, updates: int = 40, starts: str = "data/train") -> dict[str, Any]:
-    """Trains all policies and compares them."""
+def run(
+    episodes: int = 200, updates: int = 40, starts: str = "data/train", also: Sequence[str] = ("small",)
+) -> dict[str, Any]:
+    """Trains all policies and compares them; `also` are further ones whose success imagined and real is compared."""
     demonstrations, real, base = DATA / "demonstrations", DATA / "real", RUNS / "base"
     done: dict[str, Any] = {}
     done["base"] = _wvl(
@@ -51,14 +56,39 @@ def run(episodes: int = 200, updates: int = 40, starts: str = "data/train") -> d
     )
     done["vlaw"] = _wvl(*supervised, "--data", demonstrations, real, "--validation", real, "--out", RUNS / "vlaw")
     names = {name: str(RUNS / name) for name in done}
-    checkpoints = [word for path in names.values() for word in ("--checkpoint", path)]
-    found = _wvl(
-        "evaluate", "policy", *checkpoints, "--task", *TASKS, "--seed", EVALUATION_SEED, "--episodes", episodes,
-    )  # fmt: skip
-    for name, path in names.items():
-        del found[path]["results"]
-        done[name] = {"training": done[name], **found[path]}
-    return done
+    found = {
+        world: _wvl(
+            "evaluate", "policy", *(word for path in [*names.values(), *also] for word in ("--checkpoint", path)),
+            "--task", *TASKS, "--seed", EVALUATION_SEED, "--episodes", episodes, "--world", world,
+        )
+        for world in ("tabletop", "imagined")
+    }  # fmt: skip
+    for each in (result for results in found.values() for result in results.values()):
+        del each["results"]
+    figures: dict[str, Any] = {
+        name: {"training": done[name], "imagined": found["imagined"][path]["tasks"], **found["tabletop"][path]}
+        for name, path in names.items()
+    }
+    return figures | {"imagined_against_real": _agreement(found["imagined"], found["tabletop"])}
+
+
+def _agreement(imagined: dict[str, Any], real: dict[str, Any]) -> dict[str, Any]:
+    """How well success in imagination tells success in the tabletop, over policies and tasks."""
+    pairs = {
+        f"{policy} {task}": (
+            imagined[policy]["tasks"][task]["success_rate"],
+            real[policy]["tasks"][task]["success_rate"],
+        )
+        for policy in real
+        for task in TASKS
+    }
+    a, b = np.array(list(pairs.values())).T
+    return {
+        "pearson_r": round(float(np.corrcoef(a, b)[0, 1]), 4),
+        "mean_gap": round(float((a - b).mean()), 4),
+        "mean_absolute_gap": round(float(np.abs(a - b).mean()), 4),
+        "pairs": pairs,
+    }
 
 
 def _wvl(*words: object) -> dict[str, Any]:
@@ -75,8 +105,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200, help="held-out starts a task (default 200)")
     parser.add_argument("--updates", type=int, default=40, help="of GRPO (default 40)")
     parser.add_argument("--starts", default="data/train", help="episodes whose first observations GRPO starts from")
+    parser.add_argument("--also", nargs="*", default=["small"], help="policies whose success is compared as well")
     args = parser.parse_args()
-    figures = run(args.episodes, args.updates, args.starts)
+    figures = run(args.episodes, args.updates, args.starts, args.also)
     print(json.dumps(figures, indent=1))
     write_json(RESULTS / "improvement.json", {"name": "improvement", "figures": figures})
 

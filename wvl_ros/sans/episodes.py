@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from wvl_ros.errors import EpisodeError
 from wvl_ros.sans.episode import FORMAT, Episode
@@ -87,10 +86,8 @@ class FileEntry(EpisodeEntry):
         """
         try:
             status = path.stat()
-            with safe_open(path, framework="numpy") as file:
-                meta = file.metadata() or {}
-                names = list(file.keys())
-                length = file.get_slice("joint_position").get_shape()[0]
+            header = _read_header(path, status.st_size)
+            meta = header.pop("__metadata__", {})
             if meta.get("format") != FORMAT:
                 raise EpisodeError(f"'{path}' is not an episode of wvl_ros (format: {meta.get('format', 'none')}).")
             return cls(
@@ -98,9 +95,9 @@ class FileEntry(EpisodeEntry):
                 content=f"{name} {status.st_size} {status.st_mtime_ns}",
                 label="",  # a new label makes a new file
                 episode_id=meta["episode_id"],
-                length=length,
+                length=int(header["joint_position"]["shape"][0]),
                 image_stride=int(meta["image_stride"]),
-                cameras=tuple(n.removeprefix("images.") for n in names if n.startswith("images.")),
+                cameras=tuple(n.removeprefix("images.") for n in sorted(header) if n.startswith("images.")),
                 task=meta["task"],
                 instruction=meta["instruction"],
                 outcome=meta["outcome"],
@@ -112,7 +109,7 @@ class FileEntry(EpisodeEntry):
                 path=path,
                 disturbed="disturbed" in json.loads(meta["extra"]),
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise EpisodeError(f"'{path}' cannot be read as an episode: {error}") from error
 
     def load(self, *, images: bool = True) -> Episode:
@@ -125,6 +122,26 @@ class FileEntry(EpisodeEntry):
         episode = self.load()
         for start in range(0, self.image_count, BLOCK):
             yield {camera: episode.images[camera][start : start + BLOCK] for camera in cameras}
+
+
+def _read_header(path: Path, size: int) -> dict[str, Any]:
+    """What a safetensors file says of its tensors; `safe_open` would read the whole of it from the disk, megabytes.
+
+    Raises:
+        ValueError: it is no such file, or cut off.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or 8 + length > size:
+            raise ValueError("it is no safetensors file, or it is cut off")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no table")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if 8 + length + max(ends, default=0) != size:
+        raise ValueError("it is cut off, or something was added to it")
+    return header
 
 
 @dataclass(frozen=True)
