@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,6 +99,25 @@ def test_interrupting_leaves_no_traceback(module: Any, capsys: pytest.CaptureFix
     module.run = run
     assert cli.main(["render"]) == 130
     assert capsys.readouterr().err == "wvl: interrupted.\n"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_part_of_a_file(small_disk: Path) -> None:
+    out = small_disk / "data"
+    done = wvl("collect", "--task", "push", "--episodes", "1", "--seed", "1", "--out", str(out), "--json")
+    assert done.returncode == 2
+    assert "wvl: The disk is full: make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "disk is full" in json.loads(done.stdout)["error"]
+    assert list(out.iterdir()) == []
+
+
+def test_other_failures_are_not_taken_for_a_full_disk(module: Any) -> None:
+    def run(args: argparse.Namespace) -> dict[str, Any]:
+        raise OSError(5, "Input/output error")
+
+    module.run = run
+    with pytest.raises(OSError, match="Input/output"):
+        cli.main(["render"])
 
 
 def test_a_command_may_choose_its_exit_code(module: Any) -> None:

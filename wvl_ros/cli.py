@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import logging
@@ -96,6 +97,11 @@ def show(result: dict[str, Any]) -> None:
         print(f"{name}: {value}")
 
 
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether it tells of no space left; safetensors says so in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"(os error {errno.ENOSPC})" in str(error)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
@@ -123,12 +129,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if as_json:
             print(json.dumps({"error": str(error)}))
         return 2
-    except KeyboardInterrupt:
-        print("wvl: interrupted.", file=sys.stderr)
-        return 128 + signal.SIGINT
     except BrokenPipeError:  # `wvl ... | head`
         sys.stderr.close()
         return 128 + signal.SIGPIPE
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        said = "The disk is full: make room and give the same command again; what was written before is whole."
+        print(f"wvl: {said}", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": said}))
+        return 2
+    except KeyboardInterrupt:
+        print("wvl: interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -95,6 +95,9 @@ def test_the_threshold_parts_successes_from_the_rest() -> None:
     # A single spike of 0.95 is told from a success only by its length.
     assert frames == 2
     assert 0.5 <= threshold < 0.8
+    # One of two frames only by three.
+    longer = [*([np.array([0.1, 0.9, 0.9, 0.9])] * 2), np.array([0.95, 0.95, 0.1, 0.1])]
+    assert choose_threshold(longer, ["success", "success", "failure"])[1] == 3
     measures = outcome_measures(chances, outcomes, threshold, frames)
     assert measures["accuracy"] == 1.0
     assert measures["false_success_near"] == 0.0

@@ -200,6 +200,7 @@ def test_cameras_may_be_added_from_threads(tmp_path: Path, make_episode: Callabl
         for thread in threads:
             thread.join()
         index = draft.commit(replace(episode, images={}))
+    # As it reaches the workers of a DataLoader; only what was pickled here is read.
     check_same(pickle.loads(pickle.dumps(dataset)).read(index), episode)
 
 

@@ -58,6 +58,7 @@ def test_a_replay_takes_the_recorded_actions_and_does_not_depend_on_its_company(
     together = replay(worlds, recorded, "tabletop")
     assert [len(episode) for episode in together] == [13, 1, 22]  # whole frames of three steps
     np.testing.assert_allclose(together[2].action, recorded[2].action, atol=1e-6)
+    assert [len(episode) for episode in replay(worlds, recorded[1:2], "tabletop")] == [1]  # nothing is drawn at all
     alone = replay(worlds, recorded[2:], "tabletop")[0]
     chances = [episode.extra["success_probability"] for episode in (together[2], alone)]
     np.testing.assert_allclose(chances[0], chances[1], atol=0.05)  # bfloat16 or float32, by the batch

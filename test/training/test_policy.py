@@ -19,6 +19,8 @@ from wvl_ros.training import policy as training
 from wvl_ros.training.demonstrations import collect
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.settings import read_settings
+from wvl_ros.world_model.loading import save_world_model
+from wvl_ros.world_model.model import WorldModel
 
 SMALL = "policy: {channels: 8, keypoints: 8, hidden: 64}\nwarmup_steps: 10\n"
 
@@ -153,6 +155,17 @@ def test_practice_starts_from_episodes_of_the_world_model_s_rig_alone(
     for method in ("grpo", "vlaw"):
         with pytest.raises(EpisodeError, match=r"None of the 1 episodes .* is of the world model's rig 'tabletop'"):
             train(*words, "--method", method)
+
+
+def test_a_chunk_that_is_no_whole_number_of_the_model_s_calls_is_refused(
+    make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    make_episode().save(tmp_path / "data" / "0.safetensors")
+    model = WorldModel(image_size=32, channels=8, condition_dim=16, instruction_dim=8, actions_per_frame=4)
+    save_world_model(model, tmp_path / "model")
+    words = ("--data", tmp_path / "data", "--out", tmp_path / "out", "--init", "small", "--method", "grpo")
+    with pytest.raises(ConfigError, match="executes 6 steps of a chunk, but the world model imagines 4"):
+        train(*words, "--world-model", tmp_path / "model")
 
 
 def test_vlaw_distrusts_a_judge_that_says_the_same_of_all(

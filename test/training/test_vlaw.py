@@ -41,6 +41,8 @@ class AtTheEnd:
 class Never(AtTheEnd):
     """Accepts nothing."""
 
+    name = "never"
+
     def probability(self, episodes: Sequence[Episode]) -> NDArray[np.float64]:
         return np.zeros(len(episodes))
 
@@ -100,6 +102,15 @@ def test_a_stopped_run_imagines_the_same_rollouts(
         run.imagine()
     monkeypatch.setattr(VLAW, "_batch", first)
     assert _vlaw(left_of(LINE), entries, tmp_path / "parts").imagine() == whole
+
+
+def test_rollouts_of_other_settings_are_not_mixed(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:
+    _vlaw(left_of(LINE), entries, tmp_path)
+    _vlaw(left_of(LINE), entries, tmp_path)
+    with pytest.raises(ConfigError, match="begun with judge at_the_end, not never: .* another --out"):
+        _vlaw(left_of(LINE), entries, tmp_path, judge=Never())
+    with pytest.raises(ConfigError, match="begun with starts"):
+        _vlaw(left_of(LINE), entries[:1], tmp_path)
 
 
 def test_nothing_accepted_is_said(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:

@@ -82,9 +82,10 @@ class Recorder:
         Args:
             rows: of the rollouts. starts: of all of them. policy, world_model: names.
         """
-        valid = torch.cat([call.valid for call in self._calls], 1)
-        views = torch.cat([call.views for call in self._calls], 1)
-        chances = torch.cat([call.success_probability for call in self._calls], 1)
+        count = len(self._first)  # nothing may have been drawn: all rollouts were shorter than a frame
+        valid = torch.cat([torch.zeros(count, 0, dtype=torch.bool), *(call.valid for call in self._calls)], 1)
+        views = torch.cat([self._first[:, None][:, :0], *(call.views for call in self._calls)], 1)
+        chances = torch.cat([torch.zeros(count, 0), *(call.success_probability for call in self._calls)], 1)
         return [
             self._episode(row, starts[row], int(valid[row].sum()), views[row], chances[row], policy, world_model)
             for row in rows

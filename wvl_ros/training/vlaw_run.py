@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.rewards.interface import Judge
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry
+from wvl_ros.training.checkpointing import write_json
 from wvl_ros.training.imagined_episodes import Recorder
 from wvl_ros.training.practice import practise
 from wvl_ros.training.samples import Samples, build_samples
@@ -28,6 +30,7 @@ from wvl_ros.world_model.imagination import Imagination
 from wvl_ros.worlds.imagined_start import find_start
 
 ROLLOUTS_FILE = "rollouts.jsonl"
+MADE_OF_FILE = "vlaw.json"
 KEPT_FOLDER = "imagined"  # the accepted rollouts, an episode file each
 _BATCH = 96
 
@@ -69,6 +72,27 @@ class VLAW:
         by_task = [[entry for entry in starts if entry.task == task] for task in tasks]
         self._plan = [own[i % len(own)] for i in range(settings.rollouts) for own in by_task]
         self.seconds = dict.fromkeys(("rollouts", "judge", "update"), 0.0)
+        self._claim([entry.content for entry in starts])
+
+    def _claim(self, starts: Sequence[str]) -> None:
+        """Notes in `out` of what this update is made.
+
+        Raises:
+            ConfigError: one with other settings, models or starts was begun there; their rollouts must not be mixed.
+        """
+        digest = hashlib.sha256("\n".join(starts).encode()).hexdigest()
+        models = {"policy": self.names[0], "world_model": self.names[1], "judge": self.judge.name}
+        facts = {**asdict(self.settings), **models, "threshold": self.judge.threshold, "starts": digest}
+        facts = json.loads(json.dumps(facts))
+        path = self.out / MADE_OF_FILE
+        begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else facts
+        other = next((name for name in facts if begun.get(name) != facts[name]), None)
+        if other is not None:
+            raise ConfigError(
+                f"In '{self.out}' an update was begun with {other} {begun.get(other)}, not {facts[other]}: run it as "
+                "it was, or choose another --out."
+            )
+        write_json(path, facts)
 
     def imagine(self) -> list[Rollout]:
         """All rollouts; the accepted ones lie in `out/imagined`. Batches that the log has are not imagined again."""

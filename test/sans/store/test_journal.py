@@ -9,9 +9,8 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,18 +214,6 @@ def test_a_foreign_journal_is_not_followed(tmp_path: Path) -> None:
             dataset.label(0, "success")
         assert dataset.verify() != []
     assert (tmp_path / "precious").read_text() == "mine"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 600 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk_changes_nothing(small_disk: Path, make_episode: Callable[..., Episode]) -> None:

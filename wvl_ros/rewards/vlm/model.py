@@ -195,7 +195,7 @@ def _place(device: str) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown; torch built without it; no backend
         raise ConfigError(f"There is no device '{device}' here; use 'auto', 'cpu' or 'cuda'.") from error
     return place
 
