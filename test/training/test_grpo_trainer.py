@@ -16,6 +16,7 @@ from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry
+from wvl_ros.training.arena import ImaginedArena
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import STATE_FILE, GRPOTrainer
 from wvl_ros.world_model.imagination import Imagination
@@ -32,7 +33,7 @@ def _policy(seed: int = 0) -> SmallPolicy:
 def _trainer(
     left_of: LeftOf, entries: list[EpisodeEntry], out: Path, line: float = 0.02, **changes: object
 ) -> GRPOTrainer:
-    return GRPOTrainer(_policy(), left_of(line), "tabletop", entries, replace(SETTINGS, **changes), out)  # type: ignore[arg-type]
+    return GRPOTrainer(_policy(), ImaginedArena(left_of(line), "tabletop"), entries, replace(SETTINGS, **changes), out)  # type: ignore[arg-type]
 
 
 def test_a_policy_gets_better_at_what_is_rewarded(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:
@@ -48,6 +49,26 @@ def test_a_policy_gets_better_at_what_is_rewarded(left_of: LeftOf, entries: list
     lines = (tmp_path / "out" / "log.jsonl").read_text()
     assert "imagined_success" in lines
     assert "divergence" in lines
+
+
+def test_only_what_is_missing_is_practised_once_more(
+    left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(left_of, entries, tmp_path, 0.3, attempts=4, lowest=0.3, highest=0.6)
+    asked: list[int] = []
+    starts = trainer._starts
+    monkeypatch.setattr(trainer, "_starts", lambda count: asked.append(count) or starts(count))
+    kept, rewards = trainer._practise()
+    groups = rewards.mean(1)
+    right = ((groups >= 0.3) & (groups <= 0.6)).tolist()
+    missing = SETTINGS.groups
+    for count in asked:
+        assert count == missing
+        missing -= sum(right[:count])
+        right = right[count:]
+    assert len(asked) > 1
+    assert kept is not None
+    assert len(kept[1]) == 8 * (SETTINGS.groups - missing)
 
 
 def test_a_stopped_run_goes_on_to_the_same_policy(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:
@@ -96,7 +117,9 @@ def test_falling_success_in_the_real_world_ends_the_run(
         assert (folder / "model.safetensors").is_file()
         return {"success": next(shares), "episodes": 100}
 
-    trainer = GRPOTrainer(_policy(), left_of(0.3), "tabletop", entries, settings, tmp_path / "out", check)
+    trainer = GRPOTrainer(
+        _policy(), ImaginedArena(left_of(0.3), "tabletop"), entries, settings, tmp_path / "out", check
+    )
     result = trainer.fit()
     assert result["updates"] == 2
     assert "real world" in result["reason"]
@@ -126,12 +149,14 @@ def test_a_second_judge_that_believes_ever_less_ends_the_run(
 ) -> None:
     settings = replace(SETTINGS, updates=12, lowest=0.0, highest=1.0)
     out = tmp_path / "out"
-    trainer = GRPOTrainer(_policy(), left_of(0.3), "tabletop", entries, settings, out, second=Doubter(patience=60))
+    trainer = GRPOTrainer(
+        _policy(), ImaginedArena(left_of(0.3), "tabletop", Doubter(patience=60)), entries, settings, out
+    )
     result = trainer.fit()
     assert 6 <= result["updates"] < 12
     assert "'doubter' believes ever fewer" in result["reason"]
     told = trainer.disagreements
     assert sum(told[-3:]) - sum(told[:3]) > 3 * settings.disagreement_margin
     assert (out / "progress.png").stat().st_size > 10_000
-    again = GRPOTrainer(_policy(), left_of(0.3), "tabletop", entries, settings, out, second=Doubter(0))
+    again = GRPOTrainer(_policy(), ImaginedArena(left_of(0.3), "tabletop", Doubter(0)), entries, settings, out)
     assert again.disagreements == told

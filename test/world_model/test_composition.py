@@ -52,6 +52,7 @@ def test_each_choice_gives_its_own_picture() -> None:
     assert torch.allclose(_mixed(0), last + 0.1, atol=1e-5)
     assert torch.allclose(_mixed(2), last, atol=1e-5)
     assert torch.allclose(_mixed(3), first, atol=1e-5)
+    assert torch.allclose(_mixed(4), _mixed(1), atol=1e-4)  # uncorrected, and no wrist camera that is calibrated
 
 
 def test_what_the_hand_holds_comes_along_in_a_calibrated_view_only() -> None:

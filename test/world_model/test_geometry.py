@@ -61,6 +61,18 @@ def test_the_wrist_view_moves_with_the_arm_over_the_table() -> None:
     assert columns_gap < unmoved_gap
 
 
+def test_what_stands_on_the_table_moves_further_in_the_wrist_view_than_the_table() -> None:
+    geometry = CameraGeometry([None, None, WRIST], 16, 64)
+    here, there = _kinematics(0.5, 0.0), _kinematics(0.53, 0.02)
+    moved = []
+    for height in (0.0, 0.04):
+        places, inside = geometry.places(here, there, height)
+        assert inside[0, 32, 32]
+        moved.append((places - geometry.still(1))[0, 32, 32].norm())
+    camera = 0.4  # m of the wrist's camera above the table, see WRIST
+    assert float(moved[1] / moved[0]) == pytest.approx(camera / (camera - 0.04), rel=0.02)
+
+
 def test_a_fixed_view_moves_as_the_nearest_part_of_the_arm_in_it() -> None:
     geometry = CameraGeometry([DOWN, None, WRIST], 16, 64)
     # An upper part that stays and a lower one that swings about the joint between them.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wvl_ros.errors import ActionError, UnknownNameError
+from wvl_ros.sans.collect import collect_episode
 from wvl_ros.worlds import droid, scene
 from wvl_ros.worlds.experts import Skill, make_expert
 from wvl_ros.worlds.tabletop import FLOOR, TabletopWorld
@@ -51,6 +52,18 @@ def test_the_same_seed_gives_the_same_states_and_images() -> None:
     for other in (again, fresh):
         assert np.array_equal(first[0], other[0])
         assert np.array_equal(first[1], other[1])
+
+
+def test_a_recorded_episode_gives_its_scene_again() -> None:
+    world = TabletopWorld("pick_place", 64, 64)
+    variants = set()
+    for seed in range(4):
+        episode = collect_episode(world, "pick_place", seed, steps=1)
+        variants.add(episode.extra["variant"])
+        observation, info = world.reset(options={"source": episode})
+        assert info["instruction"] == episode.instruction
+        assert np.array_equal(observation["exterior_image_1_left"], episode.images["exterior_image_1_left"][0])
+    assert len(variants) > 1
 
 
 def test_the_instruction_names_the_only_right_object_and_goal() -> None:

@@ -20,7 +20,11 @@ def write_progress(folder: Path) -> None:
     if not updates:
         return
     success = Panel("updates", "share of successes", from_zero=True)
-    success.lines.append(_line("imagined, sampled", updates, "imagined_success"))
+    success.lines += [
+        _line(f"{world}, sampled", updates, f"{world}_success")
+        for world in ("imagined", "tabletop")
+        if f"{world}_success" in updates[0]
+    ]
     tasks = [name for name in (checks[0] if checks else {}) if name not in _FACTS]
     for name in ("success", *tasks) if checks else ():
         success.lines.append(_line("real, deployed" if name == "success" else f"real, {name}", checks, name))

@@ -1,4 +1,4 @@
-"""GRPO of the small VLA, purely in imagination; may be stopped and goes on after the last whole update."""
+"""GRPO of the small VLA; may be stopped and goes on after the last whole update."""
 
 from __future__ import annotations
 
@@ -18,22 +18,18 @@ from tqdm import tqdm
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.wilson import wilson_interval
 from wvl_ros.policies.small import SmallPolicy
-from wvl_ros.rewards.interface import Judge
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training import checkpointing
+from wvl_ros.training.arena import Arena
 from wvl_ros.training.grpo import GRPOSettings, group_advantages, informative, steer, surrogate
 from wvl_ros.training.grpo_chart import write_progress
-from wvl_ros.training.imagined_episodes import Recorder
 from wvl_ros.training.journal import Journal
-from wvl_ros.training.practice import Practice, join, practise
-from wvl_ros.world_model.imagination import Imagination
-from wvl_ros.worlds.imagined_start import Start, find_start
+from wvl_ros.training.practice import Practice, join
 
 STATE_FILE = "training_state.safetensors"
 BEST_FOLDER = "best"  # the policy that did best in the checks
 _BATCH = 96  # rollouts at a time
 _IDLE = 3  # updates in a row without a group to learn from that end the run
-_ASKED = 24  # imagined successes of a batch that the second judge is shown
 _LASTING = 3  # updates over which its disagreement is averaged
 _KEPT = ("update", "seconds", "rate", "idle", "checks", "disagreements", "rollouts")
 
@@ -44,25 +40,21 @@ class GRPOTrainer:
     """Rounds of practice and update of a policy.
 
     Args:
-        policy: what is trained. imagination: of the world model it practises in; rig: of that model.
-        entries: episodes of that rig, whose first observations are the starts.
+        policy: what is trained. arena: where it practises.
+        entries: episodes whose first observations are the starts.
         check: the policy's share of successes by task in the real world; None checks nothing.
-        second: a judge of imagined successes that shares nothing with the reward head; None asks nobody.
     """
 
     def __init__(
         self,
         policy: SmallPolicy,
-        imagination: Imagination,
-        rig: str,
+        arena: Arena,
         entries: Sequence[EpisodeEntry],
         settings: GRPOSettings,
         out: Path,
         check: Check | None = None,
-        second: Judge | None = None,
     ) -> None:
-        self.policy, self.rig, self.settings, self.out = policy, rig, settings, out
-        self.imagination, self.second = Recorder(imagination), second
+        self.policy, self.arena, self.settings, self.out = policy, arena, settings, out
         self.entries = list(entries)
         self.tasks = sorted({entry.task for entry in self.entries})
         self.check = check if settings.check_every else None
@@ -94,7 +86,8 @@ class GRPOTrainer:
                 self.update += 1
                 self.journal.add("update", self.update, self.seconds, facts)
                 bar.update()
-                bar.set_postfix(imagined=f"{facts['imagined_success']:.2f}", kept=facts["groups"])
+                success = f"{facts[f'{self.arena.name}_success']:.2f}"
+                bar.set_postfix({self.arena.name: success, "kept": facts["groups"]})
                 if self.update % max(1, settings.check_every) == 0:
                     self._look_at_the_real_world()
                 self.save()
@@ -111,8 +104,8 @@ class GRPOTrainer:
             return "no group differs within itself any more"
         if self._has_fallen():
             reason = "success in the real world fell below its best"
-        elif self.second is not None and self._is_exploited():
-            reason = f"the judge '{self.second.name}' believes ever fewer of the imagined successes"
+        elif self._is_exploited():
+            reason = f"the judge '{self.arena.doubter}' believes ever fewer of the imagined successes"
         else:
             return ""
         if not (self.out / BEST_FOLDER).is_dir():
@@ -147,9 +140,10 @@ class GRPOTrainer:
         kept, rewards = self._practise()
         practised = time.perf_counter()
         facts: dict[str, Any] = {
-            "imagined_success": round(float(rewards.mean()), 4), "groups": 0, "practice_seconds": practised - began
+            f"{self.arena.name}_success": round(float(rewards.mean()), 4), "groups": 0,
+            "practice_seconds": practised - began,
         }  # fmt: skip
-        if self.second is not None and self.disagreements:
+        if self.disagreements:
             facts["disagreement"] = self.disagreements[-1]
         self.idle = self.idle + 1 if kept is None else 0
         if kept is None:
@@ -179,15 +173,13 @@ class GRPOTrainer:
             for first in range(0, len(starts), max(1, _BATCH // size)):
                 some = starts[first : first + max(1, _BATCH // size)]
                 seeds = torch.randint(2**31, (len(some) * size,), generator=self.generator).tolist()
-                every = [start for start in some for _ in range(size)]
-                practice = practise(
-                    self.policy, self.imagination, every, seeds, settings.temperature, self.generator
-                )  # fmt: skip
+                every = [entry for entry in some for _ in range(size)]
+                practice = self.arena.practise(self.policy, every, seeds, settings.temperature, self.generator)
                 self.rollouts += len(every)
                 rewards = practice.success.float().view(-1, size)
                 chosen = informative(rewards, settings.lowest, settings.highest)
                 seen.append(rewards)
-                turned_down += self._ask(practice.success, every)
+                turned_down += self.arena.doubted()
                 if bool(chosen.any()):
                     parts.append(practice.select(chosen.repeat_interleave(size)))
                     advantages.append(group_advantages(rewards[chosen]).flatten())
@@ -201,22 +193,13 @@ class GRPOTrainer:
             seen
         )
 
-    def _ask(self, success: Tensor, starts: Sequence[Start]) -> list[bool]:
-        """Whether the second judge turns down each of some imagined successes of the last batch."""
-        rows = success.nonzero()[:, 0][:_ASKED].tolist()
-        if self.second is None or not rows:
-            return []
-        chances = self.second.probability(self.imagination.episodes(rows, starts))
-        return [bool(chance <= self.second.threshold) for chance in chances]
-
-    def _starts(self, count: int) -> list[Start]:
-        """First observations of episodes, every task equally often."""
+    def _starts(self, count: int) -> list[EpisodeEntry]:
+        """Episodes to start from, every task equally often."""
         by_task = [[entry for entry in self.entries if entry.task == task] for task in self.tasks]
         rng = np.random.default_rng([self.settings.seed, self.update, self.rollouts])
         order = rng.permutation(len(by_task))  # else the first tasks would come more often where few groups are missing
         picked = [by_task[order[i % len(by_task)]] for i in range(count)]
-        chosen = [entries[int(rng.integers(len(entries)))] for entries in picked]
-        return [find_start(entry.load(), 0, self.imagination, self.rig) for entry in chosen]
+        return [entries[int(rng.integers(len(entries)))] for entries in picked]
 
     def _learn(self, practice: Practice, advantages: Tensor) -> dict[str, float]:
         settings, noise, temperature = self.settings, self.policy.noise, self.settings.temperature
@@ -304,11 +287,11 @@ def _none_to_learn_from(rewards: Tensor) -> str:
     share = float(rewards.mean())
     if share == 0:
         return (
-            f"All {rewards.numel()} imagined rollouts failed, so there is nothing to compare: start from a policy that "
+            f"All {rewards.numel()} rollouts failed, so there is nothing to compare: start from a policy that "
             "sometimes succeeds (--init), or raise `temperature`."
         )
     if share == 1:
-        return f"All {rewards.numel()} imagined rollouts succeeded: on these starts there is nothing left to learn."
+        return f"All {rewards.numel()} rollouts succeeded: on these starts there is nothing left to learn."
     return (
         f"Of {len(rewards)} groups none has between `lowest` and `highest` successes: raise `group_size` or "
         "`temperature`."

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from wvl_ros.errors import ConfigError, EpisodeError, UnknownNameError
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.sans.episodes import EpisodeEntry, list_episodes
+from wvl_ros.training.arena import ImaginedArena
 from wvl_ros.training.demonstrations import collect
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import Check, GRPOTrainer
@@ -38,7 +40,7 @@ _TRUSTED = 200  # real rollouts at most on which a judge is measured
 _BELONGS = {
     "minutes": ("sft",), "steps": ("sft", "vlaw"), "demonstrations": ("sft",), "updates": ("grpo",),
     "world_model": ("grpo", "vlaw"), "judge": ("vlaw",), "judge_checkpoint": ("vlaw",), "validation": ("vlaw",),
-    "rollouts": ("vlaw",), "learn_from": ("vlaw",),
+    "rollouts": ("vlaw",), "learn_from": ("vlaw",), "world": ("grpo",),
 }  # fmt: skip
 
 
@@ -68,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks", nargs="+", help="sft: of --demonstrations (default: all four); grpo, vlaw: starts only from these"
     )
     parser.add_argument("--world-model", help="grpo, vlaw: a shipped name or a folder (default: small)")
+    parser.add_argument(
+        "--world",
+        choices=("imagined", "tabletop"),
+        help="grpo: practise in the world model (default), or in the tabletop itself: what a perfect one would give",
+    )
     parser.add_argument("--updates", type=int, help="grpo: updates of the policy (default: the configuration's)")
     parser.add_argument("--rollouts", type=int, help="vlaw: imagined rollouts of each task (default: 500)")
     parser.add_argument("--judge", help="vlaw: who accepts imagined rollouts (default: reward_head)")
@@ -101,9 +108,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Prints the result for people."""
     if result["method"] == "grpo":
-        print(f"{result['updates']} updates after {result['rollouts']} imagined rollouts; {result['reason']}.")
-        if "imagined_success" in result:
-            print(f"Success in imagination in the last update: {result['imagined_success']:.0%}")
+        world = result["world"]
+        print(f"{result['updates']} updates after {result['rollouts']} {world} rollouts; {result['reason']}.")
+        if f"{world}_success" in result:
+            print(f"Success of these in the last update: {result[f'{world}_success']:.0%}")
         for check in result["checks"]:
             print(f"In the real world after update {check['update']}: {check['success']:.0%} of {check['episodes']}")
     elif result["method"] == "vlaw":
@@ -153,17 +161,26 @@ def _practise(args: argparse.Namespace) -> dict[str, Any]:
     settings = read_settings(GRPOSettings, args.config) if args.config else GRPOSettings()
     if args.updates is not None:
         settings = replace(settings, updates=args.updates)
-    policy, imagination, rig = _start(args)
+    policy = _first(args)
     if policy.config.head != "gaussian":
         raise ConfigError(
             f"'{args.init}' has a {policy.config.head} head, which gives no probability of an action; GRPO needs a "
             "policy with the gaussian head (setting `head` of `wvl train policy --method sft`)."
         )
     check = _tabletop_check(settings.check_episodes, args.workers)
+    facts = {"method": "grpo", "checkpoint": str(args.out), "world": args.world or "imagined"}
+    if args.world == "tabletop":
+        from wvl_ros.training.tabletop_arena import TabletopArena
+
+        if args.world_model is not None:
+            raise ConfigError("--world tabletop practises without a world model: leave --world-model out.")
+        entries = _entries(args.data, "tabletop", args.tasks)
+        with closing(TabletopArena(args.workers)) as tabletop:
+            return facts | GRPOTrainer(policy, tabletop, entries, settings, args.out, check).fit()
+    imagination, rig = _imagination(args, policy)
     entries = _entries(args.data, rig, args.tasks)
-    second = _second_judge(args.world_model or "small")
-    trainer = GRPOTrainer(policy, imagination, rig, entries, settings, args.out, check, second)
-    return {"method": "grpo", "checkpoint": str(args.out), **trainer.fit()}
+    arena = ImaginedArena(imagination, rig, _second_judge(args.world_model or "small"))
+    return facts | GRPOTrainer(policy, arena, entries, settings, args.out, check).fit()
 
 
 def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
@@ -172,7 +189,8 @@ def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
     settings = read_settings(VLAWSettings, args.config, update=TrainConfig) if args.config else VLAWSettings()
     given = {name: getattr(args, name) for name in ("steps", "rollouts", "learn_from")}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    policy, imagination, rig = _start(args)
+    policy = _first(args)
+    imagination, rig = _imagination(args, policy)
     facts: dict[str, Any] = {"method": "vlaw", "checkpoint": str(args.out), "learn_from": settings.learn_from}
     entries = _entries(args.data, rig, args.tasks)
     judge = _judge(args)
@@ -192,18 +210,22 @@ def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
     return facts | {"seconds": {name: round(seconds, 1) for name, seconds in run.seconds.items()}}
 
 
-def _start(args: argparse.Namespace) -> tuple[SmallPolicy, Imagination, str]:
-    """The policy to improve, the world model to practise in, and its rig."""
-    from wvl_ros.world_model.imagination import imagination
-    from wvl_ros.world_model.loading import load_world_model
-
+def _first(args: argparse.Namespace) -> SmallPolicy:
+    """The policy to improve."""
     if args.init is None:
         raise ConfigError(
             f"--method {args.method} improves a policy that there is: give it with --init (a shipped name or a folder)."
         )
     if args.threads:
         torch.set_num_threads(args.threads)
-    policy = SmallPolicy.from_pretrained(find("policy", args.init))
+    return SmallPolicy.from_pretrained(find("policy", args.init))
+
+
+def _imagination(args: argparse.Namespace, policy: SmallPolicy) -> tuple[Imagination, str]:
+    """The world model to practise in, and its rig."""
+    from wvl_ros.world_model.imagination import imagination
+    from wvl_ros.world_model.loading import load_world_model
+
     model = load_world_model(find("world_model", args.world_model or "small"))
     rig, drawn = str(model.config["rig"]), imagination(model)
     steps, call = policy.config.execute_steps, drawn.frames_per_call * drawn.actions_per_frame
@@ -212,7 +234,7 @@ def _start(args: argparse.Namespace) -> tuple[SmallPolicy, Imagination, str]:
             f"The policy '{args.init}' executes {steps} steps of a chunk, but the world model imagines {call} at a "
             f"time: make execute_steps a multiple of {call}."
         )
-    return policy, drawn, rig
+    return drawn, rig
 
 
 def _entries(data: Sequence[Path], rig: str, tasks: Sequence[str] | None) -> list[EpisodeEntry]:

@@ -1,8 +1,9 @@
 """The next frame as a mixture of copies and new values, and where the copies come from.
 
-Each pixel is mixed of four: a new value, the last frame moved, the last frame, and the first one. Moved means: in the
-fixed views as the nearest part of the arm moves (so that what the hand holds comes along sharply), in the wrist view as
-the table would seem to move; in both, the network adds its own correction. What need not be drawn anew does not
+Each pixel is mixed of five: a new value, the last frame moved, the last frame, the first one, and the last one moved
+rigidly. Moved means: in the fixed views as the nearest part of the arm moves (so that what the hand holds comes along
+sharply), in the wrist view as the table would seem to move; in both, the network adds its own correction. Rigidly means
+without one, and in the wrist view as what stands on the table would seem to move. What need not be drawn anew does not
 drift.
 """
 
@@ -18,7 +19,8 @@ from wvl_ros.world_model.geometry import CameraGeometry
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.patches import VIEWS
 
-CHOICES = 4  # new, moved, last, first
+CHOICES = 5  # new, moved, last, first, rigid
+STANDING = 0.04  # m above the table: the upper side of a usual object
 REACH = 0.125  # of the image: the longest correction of a motion, 8 of 64 pixels
 
 
@@ -42,14 +44,16 @@ class Picture(NamedTuple):
 class Copies(NamedTuple):
     """What a next frame can be copied from; but for `last`, all as views (B, V, G, G, K) with K = 3 patch^2 channels.
 
-    `first` is warped in the wrist view. `around` is for the wrist view the table as the fixed cameras first saw it, for
-    these nothing. `place` (B, V, S, S, 2) is where each pixel of `moved` was in the last frame,
+    `first` is warped in the wrist view. `rigid` is `moved` in the fixed views; in the wrist view, the last frame as if
+    all stood `STANDING` above the table. `around` is for the wrist view the table as the fixed cameras first saw it,
+    for these nothing. `place` (B, V, S, S, 2) is where each pixel of `moved` was in the last frame,
     -1..1; `inside` (B, V, S, S) whether the last frame shows it.
     """
 
     last: Picture
     moved: Tensor
     first: Tensor
+    rigid: Tensor
     around: Tensor
     place: Tensor
     inside: Tensor
@@ -84,17 +88,39 @@ def copies(
     from_last, from_first = (inside[:, None] | ~known for inside in (inside_last, inside_first))
     filled = torch.where(from_last, moved, torch.where(from_first, warped, around))
     filled_first = torch.where(from_first, warped, torch.where(from_last, moved, around))
+    standing = _standing(geometry, last, first, first_k, now, then, filled, known)
     moved_images = torch.stack([sample(last.images[:, v], arm[v], sharp=True) for v in (0, 1)] + [filled], 1)
     all_inside = torch.ones_like(from_last[:, 0])
     nothing = torch.zeros_like(last.views[:, :2])
+    all_moved = unimages(moved_images, patch)
     return Copies(
         last=last,
-        moved=unimages(moved_images, patch),
+        moved=all_moved,
         first=torch.cat([first.views[:, :2], unimages(filled_first[:, None], patch)], 1),
+        rigid=torch.cat([all_moved[:, :2], unimages(standing[:, None], patch)], 1),
         around=torch.cat([nothing, unimages(around[:, None], patch)], 1),
         place=torch.stack([*arm, table], 1),
         inside=torch.stack([all_inside, all_inside, from_last[:, 0]], 1),
     )
+
+
+def _standing(
+    geometry: CameraGeometry,
+    last: Picture,
+    first: Picture,
+    first_k: Kinematics,
+    now: Kinematics,
+    then: Kinematics,
+    rest: Tensor,
+    known: Tensor,
+) -> Tensor:
+    """(B, 3, S, S): the wrist view as if all stood `STANDING` above the table; what neither frame shows is `rest`'s."""
+    result = rest
+    for frame, k in ((first, first_k), (last, now)):  # what both show is taken from the last
+        place, inside = geometry.places(k, then, STANDING)
+        seen = sample(frame.images[:, 2], place, sharp=frame is last)
+        result = torch.where(inside[:, None] & known, seen, result)
+    return result
 
 
 def _around(geometry: CameraGeometry, first_images: Tensor, then: Kinematics) -> Tensor:
@@ -110,7 +136,7 @@ def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, p
     """The next frame as views (B, V, G, G, K).
 
     Args:
-        change: (B, V, G, G, K) what new values add to the last frame. choice: (B, V, G, G, 4 patch^2) logits.
+        change: (B, V, G, G, K) what new values add to the last frame. choice: (B, V, G, G, 5 patch^2) logits.
         correction: (B, V, G, G, 2 patch^2) of where the moved pixels were, in units of `REACH`.
     """
     batch, _, grid = given.last.views.shape[:3]
@@ -131,7 +157,7 @@ def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, p
     moved = torch.where(inside, split(moved), split(given.moved))
     new = old + split(change)
     mixed = weights[..., 0:1, :] * new
-    for i, part in enumerate((moved, old, split(given.first)), 1):
+    for i, part in enumerate((moved, old, split(given.first), split(given.rigid)), 1):
         mixed = torch.addcmul(mixed, weights[..., i : i + 1, :], part)
     return mixed.flatten(4)
 

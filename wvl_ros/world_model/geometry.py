@@ -152,8 +152,8 @@ class CameraGeometry(nn.Module):
         turned = torch.stack([x * real - y * imaginary, x * imaginary + y * real], 2)
         return (2 * (origin + turned)).clamp(-3, 3).view(batch, self.size, self.size, 2)
 
-    def places(self, taken: Kinematics, seen: Kinematics) -> tuple[Tensor, Tensor]:
-        """Where the wrist view at `seen` finds its pixels in the one at `taken`, if all lay on the table (z = 0).
+    def places(self, taken: Kinematics, seen: Kinematics, height: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Where the wrist view at `seen` finds its pixels in the one at `taken`, if all lay `height` m above the table.
 
         Returns:
             Places (B, S, S, 2) in the units of `still`, and whether they are inside that image, (B, S, S) bool.
@@ -162,7 +162,7 @@ class CameraGeometry(nn.Module):
         if not self.known[2]:
             still = self.still(batch)
             return still, torch.ones(still.shape[:3], dtype=torch.bool, device=still.device)
-        table = F.pad(self._table(seen, self.size), (0, 1))
+        table = F.pad(self._table(seen, self.size, height), (0, 1), value=height)
         position, rotation = self._wrist(taken)
         local = (table - position[:, None]) @ rotation
         depth = -local[..., 2:]
@@ -201,11 +201,13 @@ class CameraGeometry(nn.Module):
         position = k.position + k.rotation @ self.get_buffer("position_2")
         return position, k.rotation @ self.get_buffer("rotation_2")
 
-    def _table(self, k: Kinematics, n: int) -> Tensor:
-        """(B, n * n, 2) m: where each wrist pixel's ray meets the table; rays above the horizon are bent down to it."""
+    def _table(self, k: Kinematics, n: int, height: float = 0.0) -> Tensor:
+        """(B, n * n, 2) m: where each wrist pixel's ray is `height` m above the table; rays above the horizon are bent
+        down to it.
+        """
         position, rotation = self._wrist(k)
         rays = self.get_buffer(f"rays_{n}") @ rotation.transpose(1, 2)
-        reach = -position[:, None, 2] / rays[..., 2].clamp(max=-0.08)
+        reach = (height - position[:, None, 2]) / rays[..., 2].clamp(max=-0.08)
         return (position[:, None] + reach[..., None] * rays)[..., :2]
 
 

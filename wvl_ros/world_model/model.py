@@ -147,7 +147,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         )
         self.view = nn.Parameter(0.1 * torch.randn(VIEWS, condition_dim))
         outlines = MAPS * (patch // 2) ** 2
-        inputs = 6 * self.view_channels + 2 * MAPS_PER_VIEW + outlines + 2 + VIEWS
+        inputs = 7 * self.view_channels + 2 * MAPS_PER_VIEW + outlines + 2 + VIEWS
         self.unet = UNet(inputs, channels, condition_dim, VIEWS, grid)
         self.to_frame = nn.Conv2d(channels, self.view_channels, 1)
         self.to_choice = nn.Conv2d(channels, patch * patch * composition.CHOICES, 1)
@@ -221,8 +221,8 @@ class WorldModel(ModelMixin, ConfigMixin):
             maps = maps * (calibrated != 0)[:, None, None, None, None]
             gain = ((1 - sigma) / ((1 - sigma) ** 2 + sigma**2))[:, None, None, None, None]  # of the best linear guess
             old = composition.views(previous) - seen.views
-            parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.around, maps]
-            parts.append(self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1))
+            parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.rigid]
+            parts += [given.around, maps, self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1)]
             x = _as_images(torch.cat([part.to(precision) for part in parts], 4))
         condition = self.condition(torch.cat([facts, context.text], 1))[:, None] + self.view
         full, half = self.unet(x, torch.nn.functional.silu(condition).flatten(0, 1))

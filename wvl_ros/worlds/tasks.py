@@ -225,10 +225,11 @@ def place(
     variant: Variant | None = None,
 ) -> Placement:
     """Draws the start of an episode. Half of all scenes hold one object and one goal, others a second one of either."""
-    if variant is None:
-        weights = np.array([2.0 if name == "single" else 1.0 for name in task.variants])
-        variant = task.variants[int(rng.choice(len(weights), p=weights / weights.sum()))]
-    elif variant not in task.variants:
+    weights = np.array([2.0 if name == "single" else 1.0 for name in task.variants])
+    # Also drawn where it is given: a recorded episode's seed and variant must give its scene again.
+    drawn = task.variants[int(rng.choice(len(weights), p=weights / weights.sum()))]
+    variant = variant or drawn
+    if variant not in task.variants:
         raise UnknownNameError(f"scene variant of '{task.name}'", variant, task.variants)
     n_objects = 0 if task.balls else 2 if variant == "two_objects" else 1
     n_goals = 2 if variant == "two_goals" else 1

@@ -1,0 +1,92 @@
+"""Where a policy practises: imagination, or (as its bound) the tabletop in `tabletop_arena`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.rewards.interface import Judge
+from wvl_ros.sans.episodes import EpisodeEntry
+from wvl_ros.training.imagined_episodes import Recorder
+from wvl_ros.training.practice import Practice, practise
+from wvl_ros.world_model.imagination import Imagination
+from wvl_ros.worlds.imagined_start import Start, find_start
+
+_ASKED = 24  # successes of a practice that the second judge is shown
+
+
+class Arena(Protocol):
+    """One rollout from each of some starts.
+
+    Attributes:
+        name: what its successes are called, 'imagined' or 'tabletop'. doubter: name of the second judge, '' for none.
+    """
+
+    name: str
+    doubter: str
+
+    def practise(
+        self,
+        policy: SmallPolicy,
+        entries: Sequence[EpisodeEntry],
+        seeds: Sequence[int],
+        temperature: float,
+        generator: torch.Generator,
+    ) -> Practice:
+        """Rollouts from the first observations of episodes; those of one episode follow one another.
+
+        Args:
+            seeds: of each rollout's world. temperature, generator: of the policy's sampling.
+        """
+        ...
+
+    def doubted(self) -> list[bool]:
+        """Whether a second judge turns down each of some successes of the last practice; empty where there is none."""
+        ...
+
+
+class ImaginedArena:
+    """Practice in a world model.
+
+    Args:
+        imagination: draws the rollouts. rig: of its world model.
+        second: a judge of imagined successes that shares nothing with the reward head; None asks nobody.
+    """
+
+    name = "imagined"
+
+    def __init__(self, imagination: Imagination, rig: str, second: Judge | None = None) -> None:
+        self.imagination, self.rig, self.second = Recorder(imagination), rig, second
+        self.doubter = second.name if second is not None else ""
+        self._success = torch.empty(0, dtype=torch.bool)
+        self._starts: list[Start] = []
+
+    def practise(
+        self,
+        policy: SmallPolicy,
+        entries: Sequence[EpisodeEntry],
+        seeds: Sequence[int],
+        temperature: float,
+        generator: torch.Generator,
+    ) -> Practice:
+        """See `Arena.practise`."""
+        self._starts = []
+        for i, entry in enumerate(entries):
+            again = i > 0 and entry is entries[i - 1]
+            self._starts.append(
+                self._starts[-1] if again else find_start(entry.load(), 0, self.imagination, self.rig)
+            )  # fmt: skip
+        practice = practise(policy, self.imagination, self._starts, seeds, temperature, generator)
+        self._success = practice.success
+        return practice
+
+    def doubted(self) -> list[bool]:
+        """See `Arena.doubted`."""
+        rows = self._success.nonzero()[:, 0][:_ASKED].tolist()
+        if self.second is None or not rows:
+            return []
+        chances = self.second.probability(self.imagination.episodes(rows, self._starts))
+        return [bool(chance <= self.second.threshold) for chance in chances]
