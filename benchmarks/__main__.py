@@ -14,6 +14,7 @@ from pathlib import Path
 
 NAMES = {
     "tabletop": "steps a second, experts, determinism",
+    "policy": "the small VLA: latency of a chunk, chunks/s in batches",
     "topics": "three 640x480 cameras at 30 Hz from the world node to a subscriber process",
     "overhead": "what ROS adds to a step of the bare world loop",
     "startup": "from `make imagine` to the first imagined frame",

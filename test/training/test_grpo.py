@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wvl_ros.errors import ConfigError
+from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.training.grpo import GRPOSettings, group_advantages, informative, steer, surrogate
 
 
@@ -67,6 +67,8 @@ def test_groups_that_all_succeed_or_fail_are_left_out() -> None:
     rewards = torch.tensor([[0.0] * 8, [1.0] * 8, [1.0] + [0.0] * 7, [1.0] * 7 + [0.0], [1.0, 0.0] * 4])
     assert informative(rewards, 0.0, 1.0).tolist() == [False, False, True, True, True]
     assert informative(rewards, 0.2, 0.9).tolist() == [False, False, False, True, True]
+    chances = torch.tensor([[0.3] * 8, [0.3, 0.31] * 4, [0.2, 0.4] * 4])  # the middle ones differ by too little
+    assert informative(chances, 0.1, 0.9).tolist() == [False, False, True]
 
 
 def test_what_was_not_acted_on_does_not_count() -> None:
@@ -98,3 +100,8 @@ def test_the_rate_is_steered_towards_the_divergence() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         GRPOSettings(**wrong)
+
+
+def test_an_unknown_reward_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="no reward of GRPO called 'luck'"):
+        GRPOSettings(reward="luck")

@@ -58,7 +58,7 @@ def test_only_what_is_missing_is_practised_once_more(
     asked: list[int] = []
     starts = trainer._starts
     monkeypatch.setattr(trainer, "_starts", lambda count: asked.append(count) or starts(count))
-    kept, rewards = trainer._practise()
+    kept, rewards, _ = trainer._practise()
     groups = rewards.mean(1)
     right = ((groups >= 0.3) & (groups <= 0.6)).tolist()
     missing = SETTINGS.groups

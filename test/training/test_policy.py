@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from wvl_ros.checkpoints import find
 from wvl_ros.errors import CheckpointError, ConfigError, EpisodeError, UnknownNameError
 from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.sans.collect import collect_episode
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training import policy as training
 from wvl_ros.training.demonstrations import collect
@@ -21,6 +23,7 @@ from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.settings import read_settings
 from wvl_ros.world_model.loading import save_world_model
 from wvl_ros.world_model.model import WorldModel
+from wvl_ros.worlds.tabletop import TabletopWorld
 
 SMALL = "policy: {channels: 8, keypoints: 8, hidden: 64}\nwarmup_steps: 10\n"
 
@@ -135,6 +138,25 @@ def test_grpo_settings_are_read_from_a_file(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="group_sise"):
         train(*words)
     assert read_settings(GRPOSettings, Path("config/policy_grpo.yaml")) == GRPOSettings()
+
+
+def test_practice_in_the_tabletop_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = TabletopWorld("pick_place", 64, 64)
+    for seed in range(3):
+        collect_episode(world, "pick_place", seed, steps=1).save(tmp_path / "data" / f"{seed}.safetensors")
+    config = tmp_path / "grpo.yaml"
+    config.write_text("{groups: 3, group_size: 4, temperature: 3.0, check_every: 0}\n")
+    words = ("--method", "grpo", "--world", "tabletop", "--data", tmp_path / "data", "--init", "small")
+    words += ("--config", config, "--updates", 1, "--workers", 2)
+    result = train(*words, "--out", tmp_path / "out")
+    assert 0 < result["tabletop_success"] < 1
+    assert result["rollouts"] % 4 == 0
+    training.show(result)
+    assert f"1 updates after {result['rollouts']} tabletop rollouts" in capsys.readouterr().out
+    before, after = (SmallPolicy.from_pretrained(find("policy", name)) for name in ("small", str(tmp_path / "out")))
+    assert not torch.equal(before.network.head[0].weight, after.network.head[0].weight)
+    with pytest.raises(ConfigError, match="leave --world-model out"):
+        train(*words, "--out", tmp_path / "other", "--world-model", "small")
 
 
 def test_an_option_of_another_method_is_refused(data: Path, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 
 from wvl_ros.checkpoints import find
 from wvl_ros.policies.small import SmallPolicy, state_vector
 from wvl_ros.sans.episode import Episode
+from wvl_ros.training.imagined_episodes import Recorder
 from wvl_ros.training.practice import command, join, practise
 from wvl_ros.world_model.imagination import imagination
 from wvl_ros.world_model.kinematics import Kinematics
@@ -34,7 +36,7 @@ def test_a_batch_of_chunks_is_commanded_as_one_by_one() -> None:
 
 def test_what_is_kept_of_a_rollout(make_episode: Callable[..., Episode]) -> None:
     model = load_world_model(find("world_model", "small"))
-    worlds = imagination(model)
+    worlds = Recorder(imagination(model))
     policy = SmallPolicy.from_pretrained(find("policy", "small"))
     episode = make_episode(steps=13)
     start = find_start(episode, 0, worlds, "tabletop", task="push")
@@ -42,6 +44,10 @@ def test_what_is_kept_of_a_rollout(make_episode: Callable[..., Episode]) -> None
     count, decisions, size = practice.counts.shape
     assert (count, size) == (3, policy.chunk_size)
     assert decisions <= 10  # 60 steps of a push, 6 a decision
+    told = [max(episode.extra["success_probability"]) for episode in worlds.episodes([0, 1, 2], [start] * 3)]
+    assert practice.chance.tolist() == pytest.approx(
+        [1.0 if s else c for s, c in zip(practice.success, told, strict=True)]
+    )
     executed = practice.counts.sum((1, 2))
     assert int(executed.max()) <= 60
     assert not practice.counts[:, :, policy.execute_steps :].any()

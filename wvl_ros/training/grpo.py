@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wvl_ros.errors import ConfigError
+from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.training.settings import require
+
+REWARDS = ("success", "chance")
+_LEAST_SPREAD = 0.05  # of a group's returns, below which it differs by chance alone
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class GRPOSettings:
         epochs, minibatch: passes over an update's decisions, and decisions a gradient step.
         learning_rate: at the beginning; target_kl: mean divergence of a Gaussian component in an update, which the rate
             is steered towards by `kl_step` (0 keeps the rate). clip_norm: of gradients.
+        reward: what a rollout is paid: 'success' (0 or 1, as in the paper), or 'chance' (a failure is paid the highest
+            probability of success that one of its frames had: what almost succeeded teaches as well).
         clip_low, clip_high: the ratio is limited to 1 - clip_low .. 1 + clip_high.
         kl_weight: of a penalty for leaving the first policy; 0 for none.
         lowest, highest: groups with a smaller or larger share of successes teach too little and are left out.
@@ -40,6 +45,7 @@ class GRPOSettings:
     group_size: int = 8
     attempts: int = 2
     temperature: float = 2.0
+    reward: str = "success"
     epochs: int = 2
     minibatch: int = 512
     learning_rate: float = 4e-5
@@ -71,6 +77,8 @@ class GRPOSettings:
             "0 or more",
             "GRPO's",
         )
+        if self.reward not in REWARDS:
+            raise UnknownNameError("reward of GRPO", self.reward, REWARDS)
         if not 0 <= self.lowest < self.highest <= 1:
             raise ConfigError(f"GRPO's lowest and highest are shares, but are {self.lowest} and {self.highest}.")
 
@@ -82,9 +90,9 @@ def group_advantages(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 
 def informative(rewards: Tensor, lowest: float, highest: float) -> Tensor:
-    """(G,) bool: the groups of returns (G, N), 0 or 1, whose mean lies in `lowest` .. `highest` and is not 0 or 1."""
+    """(G,) bool: the groups of returns (G, N) in 0 .. 1 that differ and whose mean lies in `lowest` .. `highest`."""
     mean = rewards.mean(1)
-    return (mean >= lowest) & (mean <= highest) & (mean > 0) & (mean < 1)
+    return (mean >= lowest) & (mean <= highest) & (rewards.std(1) > _LEAST_SPREAD)
 
 
 def surrogate(

@@ -137,10 +137,10 @@ class GRPOTrainer:
 
     def _update(self) -> dict[str, Any]:
         settings, began = self.settings, time.perf_counter()
-        kept, rewards = self._practise()
+        kept, rewards, success = self._practise()
         practised = time.perf_counter()
         facts: dict[str, Any] = {
-            f"{self.arena.name}_success": round(float(rewards.mean()), 4), "groups": 0,
+            f"{self.arena.name}_success": round(success, 4), "return": round(float(rewards.mean()), 4), "groups": 0,
             "practice_seconds": practised - began,
         }  # fmt: skip
         if self.disagreements:
@@ -158,12 +158,15 @@ class GRPOTrainer:
             "update_seconds": time.perf_counter() - practised,
         }  # fmt: skip
 
-    def _practise(self) -> tuple[tuple[Practice, Tensor] | None, Tensor]:
-        """Rollouts of groups that differ within themselves with their advantages (B,), and all groups' returns."""
+    def _practise(self) -> tuple[tuple[Practice, Tensor] | None, Tensor, float]:
+        """Rollouts of groups that differ within themselves with their advantages (B,), all groups' returns, and the
+        share of successes among them.
+        """
         settings, size = self.settings, self.settings.group_size
         parts: list[Practice] = []
         advantages: list[Tensor] = []
         seen: list[Tensor] = []
+        successes: list[Tensor] = []
         turned_down: list[bool] = []
         for _ in range(settings.attempts):
             missing = settings.groups - sum(map(len, advantages)) // size
@@ -176,7 +179,8 @@ class GRPOTrainer:
                 every = [entry for entry in some for _ in range(size)]
                 practice = self.arena.practise(self.policy, every, seeds, settings.temperature, self.generator)
                 self.rollouts += len(every)
-                rewards = practice.success.float().view(-1, size)
+                rewards = (practice.success.float() if settings.reward == "success" else practice.chance).view(-1, size)
+                successes.append(practice.success)
                 chosen = informative(rewards, settings.lowest, settings.highest)
                 seen.append(rewards)
                 turned_down += self.arena.doubted()
@@ -185,13 +189,13 @@ class GRPOTrainer:
                     advantages.append(group_advantages(rewards[chosen]).flatten())
         if turned_down:
             self.disagreements.append(round(float(np.mean(turned_down)), 4))
+        success = float(torch.cat(successes).float().mean())
         if not parts:
-            return None, torch.cat(seen)
+            return None, torch.cat(seen), success
         most = settings.groups * size
         whole = join(parts)
-        return (whole.select(torch.arange(min(most, len(whole.success)))), torch.cat(advantages)[:most]), torch.cat(
-            seen
-        )
+        kept = whole.select(torch.arange(min(most, len(whole.success)))), torch.cat(advantages)[:most]
+        return kept, torch.cat(seen), success
 
     def _starts(self, count: int) -> list[EpisodeEntry]:
         """Episodes to start from, every task equally often."""

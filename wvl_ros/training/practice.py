@@ -28,6 +28,7 @@ class Practice:
         actions: (B, D, T, 7) as chosen. log_probs: (B, D, T, 7) of their parts, where sampled with a density, else 0.
         counts: bool (B, D, T), the actions that were executed before the end.
         success: bool (B,) as the reward head says.
+        chance: float32 (B,), the highest probability of success that a frame had; 1 after a success.
     """
 
     images: Tensor
@@ -37,6 +38,7 @@ class Practice:
     log_probs: Tensor
     counts: Tensor
     success: Tensor
+    chance: Tensor
 
     def select(self, rows: Tensor) -> Practice:
         """Some of the rollouts."""
@@ -93,7 +95,7 @@ def practise(
     words = torch.from_numpy(policy.tokenizer.encode([start.instruction for start in starts]))
     columns: dict[str, list[Tensor]] = {name: [] for name in ("images", "state", "actions", "log_probs", "counts")}
     policy.network.eval()
-    step = 0
+    step, chance = 0, torch.zeros(count)
     while bool(imagination.active.any()):
         inputs = look(policy, views, imagination.kinematics, words)
         actions, log_probs = choose(policy, inputs, temperature, generator)
@@ -108,11 +110,15 @@ def practise(
             imagination.move(poses[:, i])
             step += 1
             if imagination.frame_due:
-                views = imagination.imagine().views[:, -1]
+                frames = imagination.imagine()
+                views = frames.views[:, -1]
+                chance = torch.maximum(chance, (frames.success_probability * frames.valid).amax(1))
                 imagination.stop(step >= most)
         columns["counts"].append(counts)
+    success = imagination.success.clone()
+    chance = torch.where(success, torch.ones_like(chance), chance)
     return Practice(
-        words=words, success=imagination.success.clone(), **{name: torch.stack(c, 1) for name, c in columns.items()}
+        words=words, success=success, chance=chance, **{name: torch.stack(c, 1) for name, c in columns.items()}
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,8 @@ def _rollout(policy: SmallPolicy, job: _Job, temperature: float, generator: torc
                 break
         decision = (inputs.images, inputs.state, actions, log_probs, counts)
         images, state, actions, log_probs, counts = (part[:, None] for part in decision)
-        parts.append(Practice(images, state, inputs.words, actions, log_probs, counts, torch.tensor([success])))
+        ending = torch.tensor([success])
+        parts.append(Practice(images, state, inputs.words, actions, log_probs, counts, ending, ending.float()))
     timed = ("images", "state", "actions", "log_probs", "counts")
     columns = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in timed}
-    return Practice(words=parts[-1].words, success=parts[-1].success, **columns)
+    return replace(parts[-1], **columns)
