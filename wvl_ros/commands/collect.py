@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="of the policy's sampling: each episode draws its own from 0 to this (default 0: it deploys the mean)",
     )
+    parser.add_argument(
+        "--imagined-in",
+        metavar="WORLD_MODEL",
+        help="let the policy act in this world model (a shipped name or a folder), and do in the tabletop what it did "
+        "there: tells how far imagined success can be trusted, and is what such a world model must learn from",
+    )
     parser.add_argument("--good-only", action="store_true", help="flawless demonstrations instead of every outcome")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
 
@@ -46,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from wvl_ros.checkpoints import find
-    from wvl_ros.sans.collect import Job
+    from wvl_ros.sans.collect import Imagined, Job
     from wvl_ros.worlds.tasks import TASKS, find_task
 
     tasks = list(TASKS) if args.task == "all" else [find_task(args.task).name]
@@ -54,6 +61,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--episodes, --workers and --stride must be at least 1, --size at least 16.")
     if args.temperature < 0 or (args.policy and args.good_only):
         raise ConfigError("--temperature must not be negative, and --good-only is for experts, not for --policy.")
+    if args.imagined_in and not args.policy:
+        raise ConfigError("--imagined-in needs a policy that acts there: give it with --policy.")
     policy = str(find("policy", args.policy)) if args.policy else ""
     jobs = [
         (args.out, Job(task, seed, args.size, args.stride, args.good_only, policy, args.temperature))
@@ -69,17 +78,62 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.out.mkdir(parents=True, exist_ok=True)
         collect, todo = _save, [(out, job) for out, job in jobs if not _path(out, job).exists()]
     counts: Counter[str] = Counter()
+    said: Counter[tuple[bool, bool]] = Counter()  # whether it succeeded in imagination, and in truth
     context = multiprocessing.get_context("spawn")  # a forked child would inherit the renderer's context
     with context.Pool(args.workers) as pool, tqdm(total=len(todo), unit="episode", disable=None) as bar:
-        for task, outcome in pool.imap_unordered(collect, todo):
-            counts[f"{task}/{outcome}"] += 1
-            bar.update()
-    return {
+        for batch in _batches([job for _, job in todo], policy, args):
+            work = [(args.out, job) for job in batch]
+            for job, (task, outcome) in zip(batch, pool.imap(collect, work), strict=True):
+                counts[f"{task}/{outcome}"] += 1
+                if isinstance(job, Imagined):
+                    said[job.success, outcome == "success"] += 1
+                bar.update()
+    result: dict[str, Any] = {
         "out": str(args.out),
         "collected": len(todo),
         "kept": len(jobs) - len(todo),
         "outcomes": dict(sorted(counts.items())),
     }
+    return result | ({"imagined": _trust(said)} if args.imagined_in else {})
+
+
+def _batches(jobs: Sequence[Job], policy: str, args: argparse.Namespace) -> Iterator[Sequence[Job]]:
+    """The jobs as they are, or, batch by batch, as the policy imagines them."""
+    if not args.imagined_in:
+        yield jobs
+        return
+    from wvl_ros.checkpoints import find
+    from wvl_ros.training.acting_out import imagine
+
+    yield from imagine(jobs, Path(policy), find("world_model", args.imagined_in), args.temperature)
+
+
+def _trust(said: Counter[tuple[bool, bool]]) -> dict[str, Any]:
+    """How far success in imagination can be trusted, with Wilson 95 % intervals."""
+    from wvl_ros.evaluation.wilson import wilson_interval
+
+    def share(successes: int, of: int) -> dict[str, Any]:
+        low, high = wilson_interval(successes, of)
+        return {"share": round(successes / max(1, of), 4), "of": of, "interval_95": [round(low, 4), round(high, 4)]}
+
+    every, imagined, true = sum(said.values()), said[True, True] + said[True, False], said[True, True]
+    real = true + said[False, True]
+    return {
+        "imagined_success": share(imagined, every),
+        "true_success": share(real, every),
+        "true_of_imagined_successes": share(true, imagined),
+        "imagined_of_true_successes": share(true, real),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the result for people."""
+    print(f"{result['collected']} episodes collected into '{result['out']}', {result['kept']} were there.")
+    for name, count in result["outcomes"].items():
+        print(f"{name}: {count}")
+    for name, found in result.get("imagined", {}).items():
+        low, high = found["interval_95"]
+        print(f"{name.replace('_', ' ')}: {found['share']:.0%} of {found['of']} (95 % {low:.0%} to {high:.0%})")
 
 
 def _path(out: Path, job: Job) -> Path:

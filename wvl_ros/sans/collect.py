@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +160,13 @@ class Job:
         shape = (self.size, self.stride)
         if shape not in _worlds:
             _worlds[shape] = TabletopWorld(self.task, self.size, self.size, image_stride=self.stride)
+        return self._collect(_worlds[shape])
+
+    def _collect(self, world: TabletopWorld) -> Episode:
         if self.policy:
-            return collect_rollout(_worlds[shape], self.task, self.seed, self._policy(), STEPS[self.task])
+            return collect_rollout(world, self.task, self.seed, self._policy(), STEPS[self.task])
         skill, mode = (Skill(), "good") if self.good else (None, "")
-        return collect_episode(_worlds[shape], self.task, self.seed, skill, STEPS[self.task], mode)
+        return collect_episode(world, self.task, self.seed, skill, STEPS[self.task], mode)
 
     def _policy(self) -> Policy:
         import torch
@@ -177,6 +180,36 @@ class Job:
         policy.temperature = float(np.random.default_rng([self.seed, len(self.task)]).uniform(0.0, self.temperature))
         policy.sample = policy.temperature > 0
         return policy
+
+
+@dataclass(frozen=True, eq=False)
+class Imagined(Job):
+    """What a policy did in imagination, to be done in the tabletop, whatever is seen there.
+
+    Attributes:
+        actions: (N, 7) commanded poses. world_model: name of the one it acted in.
+        success: whether the policy succeeded there. chance: of what the reward head was at most certain, 0 to 1.
+    """
+
+    actions: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 7)))
+    world_model: str = ""
+    success: bool = False
+    chance: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """Its key in a dataset."""
+        return f"{super().fingerprint} imagined by {self.world_model}"
+
+    def _collect(self, world: TabletopWorld) -> Episode:
+        start = world.reset(seed=self.seed, options={"task": self.task})
+        plan = iter(self.actions)
+        episode = _play(world, start, lambda *_: next(plan), self.task, self.seed, len(self.actions))
+        facts = {"imagined_success": self.success, "imagined_chance": self.chance}
+        return replace(
+            episode, source="policy/tabletop", policy=Path(self.policy).name, world_model=self.world_model,
+            extra=episode.extra | facts,
+        )  # fmt: skip
 
 
 _worlds: dict[tuple[int, int], TabletopWorld] = {}
