@@ -46,7 +46,7 @@ def test_what_is_kept_of_a_rollout(make_episode: Callable[..., Episode]) -> None
     assert decisions <= 10  # 60 steps of a push, 6 a decision
     told = [max(episode.extra["success_probability"]) for episode in worlds.episodes([0, 1, 2], [start] * 3)]
     assert practice.chance.tolist() == pytest.approx(
-        [1.0 if s else c for s, c in zip(practice.success, told, strict=True)]
+        [1.0 if s else c for s, c in zip(practice.success, told, strict=True)], abs=1e-4
     )
     executed = practice.counts.sum((1, 2))
     assert int(executed.max()) <= 60
