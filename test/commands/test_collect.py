@@ -37,6 +37,9 @@ def test_what_was_imagined_is_done_in_the_tabletop(tmp_path: Path, capsys: pytes
     assert "true of imagined successes: " in capsys.readouterr().out
 
     assert run(*words, "--out", tmp_path / "a", "--size", 64)["kept"] == 4
+    run(*words, "--out", tmp_path / "c", "--size", 64, "--denoising-steps", 2)
+    finer = Episode.load(next((tmp_path / "c").glob("*_0940000.safetensors")))
+    assert not np.allclose(finer.action, episodes[0].action, atol=1e-4)  # it saw other pictures
     played = run(*words[:2], *words[4:], "--out", tmp_path / "b", "--size", 64)
     assert "imagined" not in played
     seen = Episode.load(next((tmp_path / "b").glob("*_0940000.safetensors")))
@@ -49,3 +52,5 @@ def test_what_was_imagined_is_done_in_the_tabletop(tmp_path: Path, capsys: pytes
 def test_somebody_must_act_in_imagination(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a policy"):
         run("--imagined-in", "small", "--out", tmp_path)
+    with pytest.raises(ConfigError, match="belongs to --imagined-in"):
+        run("--policy", "small", "--denoising-steps", 2, "--out", tmp_path)

@@ -119,6 +119,8 @@ def test_bad_input_is_named(fresh: Path, tmp_path: Path) -> None:
         evaluate("--checkpoint", fresh, "--checkpoint", fresh)
     with pytest.raises(ConfigError, match="--execute-steps is for the tabletop"):
         evaluate("--checkpoint", fresh, "--world", "imagined", "--execute-steps", 3)
+    with pytest.raises(ConfigError, match="--denoising-steps belongs to --world imagined"):
+        evaluate("--checkpoint", fresh, "--denoising-steps", 2)
     with pytest.raises(ConfigError, match="multiple of 3"):
         evaluate("--checkpoint", fresh, "--episodes", 1, "--execute-steps", 5, "--task", "push", "--workers", 1)
     (fresh / "model.safetensors").rename(tmp_path / "model.safetensors")

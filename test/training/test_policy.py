@@ -157,6 +157,8 @@ def test_practice_in_the_tabletop_itself(tmp_path: Path, capsys: pytest.CaptureF
     assert not torch.equal(before.network.head[0].weight, after.network.head[0].weight)
     with pytest.raises(ConfigError, match="leave --world-model out"):
         train(*words, "--out", tmp_path / "other", "--world-model", "small")
+    with pytest.raises(ConfigError, match="leave --denoising-steps out"):
+        train(*words, "--out", tmp_path / "other", "--denoising-steps", 2)
 
 
 def test_an_option_of_another_method_is_refused(data: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the policy act in this world model (a shipped name or a folder), and do in the tabletop what it did "
         "there: tells how far imagined success can be trusted, and is what such a world model must learn from",
     )
+    parser.add_argument("--denoising-steps", type=int, help="of --imagined-in: a frame's (default: the model's)")
     parser.add_argument("--good-only", action="store_true", help="flawless demonstrations instead of every outcome")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
 
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--temperature must not be negative, and --good-only is for experts, not for --policy.")
     if args.imagined_in and not args.policy:
         raise ConfigError("--imagined-in needs a policy that acts there: give it with --policy.")
+    if args.denoising_steps is not None and not args.imagined_in:
+        raise ConfigError("--denoising-steps belongs to --imagined-in.")
     policy = str(find("policy", args.policy)) if args.policy else ""
     jobs = [
         (args.out, Job(task, seed, args.size, args.stride, args.good_only, policy, args.temperature))
@@ -105,7 +108,8 @@ def _batches(jobs: Sequence[Job], policy: str, args: argparse.Namespace) -> Iter
     from wvl_ros.checkpoints import find
     from wvl_ros.training.acting_out import imagine
 
-    yield from imagine(jobs, Path(policy), find("world_model", args.imagined_in), args.temperature)
+    model = find("world_model", args.imagined_in)
+    yield from imagine(jobs, Path(policy), model, args.temperature, args.denoising_steps)
 
 
 def _trust(said: Counter[tuple[bool, bool]]) -> dict[str, Any]:

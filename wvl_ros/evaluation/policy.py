@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--world", choices=WORLDS, default="tabletop", help="where it acts (default: tabletop)")
     parser.add_argument("--world-model", default="small", help="of --world imagined: a shipped name or a folder")
+    parser.add_argument("--denoising-steps", type=int, help="of --world imagined: a frame's (default: the model's)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes in the tabletop")
 
 
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--checkpoint {max(names, key=names.count)} is given twice; name each policy once.")
     if args.world == "imagined" and args.execute_steps is not None:
         raise ConfigError("--execute-steps is for the tabletop; imagination takes the checkpoint's own.")
+    if args.world != "imagined" and args.denoising_steps is not None:
+        raise ConfigError("--denoising-steps belongs to --world imagined.")
     tasks = [find_task(name) for name in (list(TASKS) if "all" in args.task else args.task)]
     if args.variant is not None:
         tasks = [task for task in tasks if args.variant in task.variants]
@@ -105,7 +108,8 @@ def _imagined(policy: Any, starts: Sequence[Start], args: argparse.Namespace) ->
     from wvl_ros.world_model.loading import load_world_model
 
     model = load_world_model(find("world_model", args.world_model))
-    return evaluate_imagined(policy, imagination(model), str(model.config["rig"]), starts, args.temperature)
+    drawn = imagination(model, steps=args.denoising_steps)
+    return evaluate_imagined(policy, drawn, str(model.config["rig"]), starts, args.temperature)
 
 
 def compare(before: Sequence[Result], after: Sequence[Result]) -> dict[str, Any]:

@@ -26,19 +26,22 @@ from wvl_ros.worlds.tabletop import TabletopWorld
 BATCH = 96  # rollouts at a time
 
 
-def imagine(jobs: Sequence[Job], policy: Path, world_model: Path, temperature: float) -> Iterator[list[Imagined]]:
+def imagine(
+    jobs: Sequence[Job], policy: Path, world_model: Path, temperature: float, steps: int | None = None
+) -> Iterator[list[Imagined]]:
     """The jobs, batch by batch, as the policy imagines them in closed loop from their true first observations.
 
     Args:
         policy, world_model: folders of their checkpoints.
         temperature: of the policy's sampling; each batch draws its own from 0 to this, by the seed of its first job.
+        steps: denoising steps a frame; None takes the model's default.
     """
     player, model = SmallPolicy.from_pretrained(policy), load_world_model(world_model)
     worlds: dict[str, TabletopWorld] = {}
     for first in range(0, len(jobs), BATCH):
         some = jobs[first : first + BATCH]
         rng = np.random.default_rng([some[0].seed, len(some[0].task)])
-        recorder = Recorder(imagination(model, stop_at_success=False))  # as long as any other episode
+        recorder = Recorder(imagination(model, steps=steps, stop_at_success=False))  # as long as any other episode
         starts = []
         for job in some:
             if job.task not in worlds:

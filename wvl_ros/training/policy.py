@@ -40,7 +40,7 @@ _TRUSTED = 200  # real rollouts at most on which a judge is measured
 _BELONGS = {
     "minutes": ("sft",), "steps": ("sft", "vlaw"), "demonstrations": ("sft",), "updates": ("grpo",),
     "world_model": ("grpo", "vlaw"), "judge": ("vlaw",), "judge_checkpoint": ("vlaw",), "validation": ("vlaw",),
-    "rollouts": ("vlaw",), "learn_from": ("vlaw",), "world": ("grpo",),
+    "rollouts": ("vlaw",), "learn_from": ("vlaw",), "world": ("grpo",), "denoising_steps": ("grpo", "vlaw"),
 }  # fmt: skip
 
 
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("imagined", "tabletop"),
         help="grpo: practise in the world model (default), or in the tabletop itself: what a perfect one would give",
     )
+    parser.add_argument("--denoising-steps", type=int, help="grpo, vlaw: of an imagined frame (default: the model's)")
     parser.add_argument("--updates", type=int, help="grpo: updates of the policy (default: the configuration's)")
     parser.add_argument("--rollouts", type=int, help="vlaw: imagined rollouts of each task (default: 500)")
     parser.add_argument("--judge", help="vlaw: who accepts imagined rollouts (default: reward_head)")
@@ -172,8 +173,10 @@ def _practise(args: argparse.Namespace) -> dict[str, Any]:
     if args.world == "tabletop":
         from wvl_ros.training.tabletop_arena import TabletopArena
 
-        if args.world_model is not None:
-            raise ConfigError("--world tabletop practises without a world model: leave --world-model out.")
+        for option in ("world_model", "denoising_steps"):
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--world tabletop practises without a world model: leave --{name} out.")
         entries = _entries(args.data, "tabletop", args.tasks)
         with closing(TabletopArena(args.workers)) as tabletop:
             return facts | GRPOTrainer(policy, tabletop, entries, settings, args.out, check).fit()
@@ -194,7 +197,9 @@ def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": "vlaw", "checkpoint": str(args.out), "learn_from": settings.learn_from}
     entries = _entries(args.data, rig, args.tasks)
     judge = _judge(args)
-    run = VLAW(policy, imagination, rig, judge, entries, settings, args.out, (args.init, args.world_model or "small"))
+    steps = f" in {args.denoising_steps} steps" if args.denoising_steps else ""
+    names = (args.init, f"{args.world_model or 'small'}{steps}")
+    run = VLAW(policy, imagination, rig, judge, entries, settings, args.out, names)
     rollouts = []
     if settings.learn_from != "real":
         validation = _entries([args.validation], rig, args.tasks) if args.validation else entries
@@ -227,7 +232,7 @@ def _imagination(args: argparse.Namespace, policy: SmallPolicy) -> tuple[Imagina
     from wvl_ros.world_model.loading import load_world_model
 
     model = load_world_model(find("world_model", args.world_model or "small"))
-    rig, drawn = str(model.config["rig"]), imagination(model)
+    rig, drawn = str(model.config["rig"]), imagination(model, steps=args.denoising_steps)
     steps, call = policy.config.execute_steps, drawn.frames_per_call * drawn.actions_per_frame
     if steps % call:
         raise ConfigError(
