@@ -105,7 +105,8 @@ def test_a_stopped_run_imagines_the_same_rollouts(
 
 
 def test_rollouts_of_other_settings_are_not_mixed(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:
-    _vlaw(left_of(LINE), entries, tmp_path)
+    _vlaw(left_of(LINE), entries, tmp_path, judge=Never())  # nothing begins
+    _vlaw(left_of(LINE), entries, tmp_path).imagine()
     _vlaw(left_of(LINE), entries, tmp_path)
     with pytest.raises(ConfigError, match=r"begun with judge at_the_end, not never: .* another --out"):
         _vlaw(left_of(LINE), entries, tmp_path, judge=Never())

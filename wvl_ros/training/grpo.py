@@ -44,7 +44,7 @@ class GRPOSettings:
     groups: int = 32
     group_size: int = 8
     attempts: int = 2
-    temperature: float = 1.0
+    temperature: float = 2.0
     reward: str = "success"
     epochs: int = 2
     minibatch: int = 512

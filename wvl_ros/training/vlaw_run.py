@@ -72,10 +72,10 @@ class VLAW:
         by_task = [[entry for entry in starts if entry.task == task] for task in tasks]
         self._plan = [own[i % len(own)] for i in range(settings.rollouts) for own in by_task]
         self.seconds = dict.fromkeys(("rollouts", "judge", "update"), 0.0)
-        self._claim([entry.content for entry in starts])
+        self._made_of = self._of_one_kind([entry.content for entry in starts])
 
-    def _claim(self, starts: Sequence[str]) -> None:
-        """Notes in `out` of what this update is made.
+    def _of_one_kind(self, starts: Sequence[str]) -> dict[str, Any]:
+        """Of what this update is made; noted in `out` once it begins.
 
         Raises:
             ConfigError: one with other settings, models or starts was begun there; their rollouts must not be mixed.
@@ -92,11 +92,12 @@ class VLAW:
                 f"In '{self.out}' an update was begun with {other} {begun.get(other)}, not {facts[other]}: run it as "
                 "it was, or choose another --out."
             )
-        write_json(path, facts)
+        return dict(facts)
 
     def imagine(self) -> list[Rollout]:
         """All rollouts; the accepted ones lie in `out/imagined`. Batches that the log has are not imagined again."""
         (self.out / KEPT_FOLDER).mkdir(parents=True, exist_ok=True)
+        write_json(self.out / MADE_OF_FILE, self._made_of)
         log = self.out / ROLLOUTS_FILE
         found = _read(log, len(self._plan))
         recorder = Recorder(self.imagination)
@@ -118,6 +119,7 @@ class VLAW:
             ConfigError: nothing was accepted where only imagined successes are to be learned from.
         """
         settings, began = self.settings, time.perf_counter()
+        write_json(self.out / MADE_OF_FILE, self._made_of)
         kept = [rollout for rollout in rollouts if rollout.accepted]
         if not kept and settings.learn_from == "synthetic":
             raise ConfigError(

@@ -144,7 +144,7 @@ def test_killed_at_random_moments(tmp_path: Path, make_episode: Callable[..., Ep
             dataset = Dataset.open(root)
             dataset.append(episodes[len(dataset) % 8], fingerprint=str(len(dataset)))
 
-    for _ in range(15):
+    for kills in range(200):  # a busy machine gets little done between two of them
         child = os.fork()
         if child == 0:
             append_forever()
@@ -153,6 +153,8 @@ def test_killed_at_random_moments(tmp_path: Path, make_episode: Callable[..., Ep
         os.waitpid(child, 0)
         dataset = Dataset.open(root)
         assert check_like_lerobot(root) <= len(dataset)
+        if kills >= 15 and len(dataset) > 5:
+            break
     assert dataset.verify() == []
     assert len(dataset) > 5
     for index in range(len(dataset)):
