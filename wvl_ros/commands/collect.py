@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--imagined-in",
         metavar="WORLD_MODEL",
         help="let the policy act in this world model (a shipped name or a folder), and do in the tabletop what it did "
-        "there: tells how far imagined success can be trusted, and is what such a world model must learn from",
+        "there: tells how far imagined success can be trusted",
     )
     parser.add_argument("--denoising-steps", type=int, help="of --imagined-in: a frame's (default: the model's)")
     parser.add_argument("--good-only", action="store_true", help="flawless demonstrations instead of every outcome")
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "kept": len(jobs) - len(todo),
         "outcomes": dict(sorted(counts.items())),
     }
-    return result | ({"imagined": _trust(said)} if args.imagined_in else {})
+    return result | ({"imagined": _trust(said)} if said else {})
 
 
 def _batches(jobs: Sequence[Job], policy: str, args: argparse.Namespace) -> Iterator[Sequence[Job]]:

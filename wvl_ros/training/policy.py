@@ -24,6 +24,7 @@ from wvl_ros.training.arena import ImaginedArena
 from wvl_ros.training.demonstrations import collect
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import Check, GRPOTrainer
+from wvl_ros.training.practice import require_whole_calls
 from wvl_ros.training.samples import Samples, build_samples, read_episodes
 from wvl_ros.training.settings import read_settings
 from wvl_ros.training.supervised import SupervisedTrainer, TrainConfig
@@ -233,12 +234,7 @@ def _imagination(args: argparse.Namespace, policy: SmallPolicy) -> tuple[Imagina
 
     model = load_world_model(find("world_model", args.world_model or "small"))
     rig, drawn = str(model.config["rig"]), imagination(model, steps=args.denoising_steps)
-    steps, call = policy.config.execute_steps, drawn.frames_per_call * drawn.actions_per_frame
-    if steps % call:
-        raise ConfigError(
-            f"The policy '{args.init}' executes {steps} steps of a chunk, but the world model imagines {call} at a "
-            f"time: make execute_steps a multiple of {call}."
-        )
+    require_whole_calls(policy, drawn)
     return drawn, rig
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from wvl_ros.errors import ConfigError
 from wvl_ros.policies import flow
 from wvl_ros.policies.network import Inputs
 from wvl_ros.policies.small import SmallPolicy
@@ -66,6 +67,16 @@ def join(parts: Sequence[Practice]) -> Practice:
     )
 
 
+def require_whole_calls(policy: SmallPolicy, imagination: Imagination) -> None:
+    """Raises a ConfigError where the policy looks again before what the world model draws at a time is complete."""
+    steps, call = policy.config.execute_steps, imagination.frames_per_call * imagination.actions_per_frame
+    if steps % call:
+        raise ConfigError(
+            f"The policy executes {steps} steps of a chunk, but the world model imagines {call} at a time: make "
+            f"execute_steps a multiple of {call}."
+        )
+
+
 @torch.no_grad()
 def practise(
     policy: SmallPolicy,
@@ -83,6 +94,7 @@ def practise(
         seeds: of the imagined noise. temperature, generator: of the policy's sampling;
             at temperature 0 a Gaussian head deploys its mean. limits: control steps of each; None takes its start's.
     """
+    require_whole_calls(policy, imagination)
     config, count = policy.config, len(starts)
     views = torch.stack([torch.from_numpy(start.views) for start in starts])
     kinematics = torch.cat([start.kinematics for start in starts])
