@@ -10,6 +10,8 @@ from wvl_ros.commands import collect
 from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.sans.dataset import Dataset
 from wvl_ros.sans.episode import Episode
+from wvl_ros.worlds.tabletop import TabletopWorld
+from wvl_ros.worlds.tasks import MISTAKE
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -62,8 +64,31 @@ def test_a_policy_plays_the_same_again_and_is_named(tmp_path: Path) -> None:
     assert not np.array_equal(one.action, other.action)
 
 
+def test_a_mistaken_player_does_elsewhere_what_would_have_been_right(tmp_path: Path) -> None:
+    words = ("--task", "pick_place", "--mistaken", "--episodes", "6", "--size", "64", "--stride", "60", "--out")
+    counted = collect.run(arguments(*words, str(tmp_path / "expert")))["outcomes"]
+    assert counted.get("pick_place/success", 0) in range(1, 6)  # some mistakes do no harm
+    collect.run(arguments("--policy", "small", *words[:4], "1", *words[5:], str(tmp_path / "policy")))
+    for player in ("expert", "policy"):
+        episode = Episode.load(tmp_path / player / "pick_place_0000000.safetensors")
+        world = TabletopWorld("pick_place", cameras=False)
+        world.reset(seed=0)
+        true = world.table_state()
+        shown, info = TabletopWorld("pick_place", 64, 64).reset(seed=0)
+        assert (episode.extra["mode"], episode.source) == ("mistaken", f"{player}/tabletop")
+        assert episode.instruction == info["instruction"]
+        assert np.array_equal(episode.images["wrist_image_left"][0], shown["wrist_image_left"])  # the true scene
+        world.reset(seed=0, options={"mistaken": True})
+        believed = world.table_state()
+        assert np.linalg.norm(believed.objects - true.objects, axis=1).max() <= MISTAKE + 1e-9
+        assert np.linalg.norm(believed.goal - true.goal) <= 0.1 + 1e-9
+        assert not np.array_equal(np.append(believed.objects, believed.goal), np.append(true.objects, true.goal))
+
+
 def test_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="no task called 'dance'"):
         collect.run(arguments("--task", "dance", "--out", str(tmp_path)))
     with pytest.raises(ConfigError, match="at least 1"):
         collect.run(arguments("--episodes", "0", "--out", str(tmp_path)))
+    with pytest.raises(ConfigError, match="leave one out"):
+        collect.run(arguments("--mistaken", "--good-only", "--out", str(tmp_path)))

@@ -15,7 +15,7 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.episode import Episode
-from wvl_ros.sans.episodes import EpisodeEntry
+from wvl_ros.sans.episodes import EpisodeEntry, list_episodes
 from wvl_ros.training.arena import ImaginedArena
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import STATE_FILE, GRPOTrainer
@@ -69,6 +69,18 @@ def test_only_what_is_missing_is_practised_once_more(
     assert len(asked) > 1
     assert kept is not None
     assert len(kept[1]) == 8 * (SETTINGS.groups - missing)
+
+
+def test_rollouts_begin_in_the_first_part_of_an_episode_where_a_policy_looks(
+    left_of: LeftOf, make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    for i in range(2):
+        make_episode(seed=i, steps=61).save(tmp_path / f"{i}.safetensors")
+    trainer = _trainer(left_of, list_episodes(tmp_path), tmp_path / "out", latest=0.5)
+    steps = {beginning.step for beginning in trainer._starts(200)}
+    assert steps == {0, 6, 12, 18, 24, 30}  # the policy looks every sixth step
+    trainer.settings = replace(trainer.settings, latest=0.0)
+    assert {beginning.step for beginning in trainer._starts(20)} == {0}
 
 
 def test_a_stopped_run_goes_on_to_the_same_policy(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "there: tells how far imagined success can be trusted",
     )
     parser.add_argument("--denoising-steps", type=int, help="of --imagined-in: a frame's (default: the model's)")
+    parser.add_argument(
+        "--mistaken",
+        action="store_true",
+        help="whoever plays is mistaken by a few cm about where things lie, and does not notice: episodes whose actions "
+        "do not betray their outcome",
+    )
     parser.add_argument("--good-only", action="store_true", help="flawless demonstrations instead of every outcome")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
 
@@ -64,11 +70,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--temperature must not be negative, and --good-only is for experts, not for --policy.")
     if args.imagined_in and not args.policy:
         raise ConfigError("--imagined-in needs a policy that acts there: give it with --policy.")
+    if args.mistaken and (args.imagined_in or args.good_only):
+        raise ConfigError("--mistaken goes neither with --imagined-in nor with --good-only; leave one out.")
     if args.denoising_steps is not None and not args.imagined_in:
         raise ConfigError("--denoising-steps belongs to --imagined-in.")
     policy = str(find("policy", args.policy)) if args.policy else ""
     jobs = [
-        (args.out, Job(task, seed, args.size, args.stride, args.good_only, policy, args.temperature))
+        (args.out, Job(task, seed, args.size, args.stride, args.good_only, policy, args.temperature, args.mistaken))
         for seed in range(args.seed, args.seed + args.episodes)
         for task in tasks
     ]

@@ -85,6 +85,44 @@ def collect_rollout(world: TabletopWorld, task: str, seed: int, policy: Policy, 
     return replace(episode, source="policy/tabletop", policy=policy.name)
 
 
+def collect_mistaken(
+    world: TabletopWorld, task: str, seed: int, policy: Policy | None = None, steps: int = 60
+) -> Episode:
+    """What an expert, or a policy, does who is mistaken about the scene, done in the true one, and kept.
+
+    Recorded actions betray how their episode goes: who misses what he sees hesitates or tries again. These never do,
+    and whether they succeed is a matter of where things lie alone.
+
+    Args:
+        world: its `image_stride` becomes the episode's. task, seed: as for `collect_episode`.
+    """
+    stride = world.image_stride
+    if policy is None:
+        world.image_stride = steps + 1  # an expert sees no images
+    start = world.reset(seed=seed, options={"task": task, "mistaken": True})
+    rng = np.random.default_rng([seed, list(TASKS).index(task)])
+    skill = Skill(float(rng.uniform(0.0, 0.1)), speed=float(rng.uniform(0.35, 0.6)))
+    expert = make_expert(world, skill, seed) if policy is None else None
+    broker = ChunkBroker(policy) if policy is not None else None
+    if broker is not None:
+        broker.reset(seed)
+    observation, info = start
+    plan = []
+    for _ in range(steps):
+        if broker is None:
+            assert expert is not None
+            action = expert.act()
+        else:
+            action = broker.action(observation, info["instruction"], info["commanded_pose"])
+        observation, _, _, _, info = world.step(action)
+        plan.append(info["commanded_pose"])
+    actions, world.image_stride = iter(plan), stride
+    start = world.reset(seed=seed, options={"task": task})
+    episode = _play(world, start, lambda *_: next(actions), task, seed, steps)
+    source, name = ("expert/tabletop", "") if policy is None else ("policy/tabletop", policy.name)
+    return replace(episode, source=source, policy=name, extra=episode.extra | {"mode": "mistaken"})
+
+
 def _play(
     world: TabletopWorld,
     start: tuple[Observation, dict[str, Any]],
@@ -139,6 +177,7 @@ class Job:
         size: px, height and width of its images. stride: control steps an image.
         good: by a flawless expert. policy: folder of the checkpoint that plays instead of an expert.
         temperature: the policy's is drawn from 0 to this, by the seed; at 0 it deploys its mean.
+        mistaken: whether it acts as in a scene that is a little different, see `collect_mistaken`.
     """
 
     task: str
@@ -148,11 +187,13 @@ class Job:
     good: bool = False
     policy: str = ""
     temperature: float = 0.0
+    mistaken: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Its key in a dataset."""
         player = f"{Path(self.policy).name} {self.temperature:g}" if self.policy else "good" if self.good else "any"
+        player += " mistaken" if self.mistaken else ""
         return f"collect {self.task} {self.seed} {self.size} {self.stride} {player}"
 
     def run(self) -> Episode:
@@ -163,6 +204,9 @@ class Job:
         return self._collect(_worlds[shape])
 
     def _collect(self, world: TabletopWorld) -> Episode:
+        if self.mistaken:
+            policy = self._policy() if self.policy else None
+            return collect_mistaken(world, self.task, self.seed, policy, STEPS[self.task])
         if self.policy:
             return collect_rollout(world, self.task, self.seed, self._policy(), STEPS[self.task])
         skill, mode = (Skill(), "good") if self.good else (None, "")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.rewards.interface import Judge
+from wvl_ros.sans.collect import STEPS
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training.imagined_episodes import Recorder
 from wvl_ros.training.practice import Practice, practise
@@ -18,8 +20,16 @@ from wvl_ros.worlds.imagined_start import Start, find_start
 _ASKED = 24  # successes of a practice that the second judge is shown
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Where a rollout begins: a control step of a recorded episode."""
+
+    entry: EpisodeEntry
+    step: int = 0
+
+
 class Arena(Protocol):
-    """One rollout from each of some starts.
+    """One rollout from each of some beginnings.
 
     Attributes:
         name: what its successes are called, 'imagined' or 'tabletop'. doubter: name of the second judge, '' for none.
@@ -31,12 +41,13 @@ class Arena(Protocol):
     def practise(
         self,
         policy: SmallPolicy,
-        entries: Sequence[EpisodeEntry],
+        beginnings: Sequence[Beginning],
         seeds: Sequence[int],
         temperature: float,
         generator: torch.Generator,
     ) -> Practice:
-        """Rollouts from the first observations of episodes; those of one episode follow one another.
+        """Rollouts as long as an episode, less what lies behind where they begin; those of one group follow one
+        another.
 
         Args:
             seeds: of each rollout's world. temperature, generator: of the policy's sampling.
@@ -67,19 +78,19 @@ class ImaginedArena:
     def practise(
         self,
         policy: SmallPolicy,
-        entries: Sequence[EpisodeEntry],
+        beginnings: Sequence[Beginning],
         seeds: Sequence[int],
         temperature: float,
         generator: torch.Generator,
     ) -> Practice:
         """See `Arena.practise`."""
-        self._starts = []
-        for i, entry in enumerate(entries):
-            again = i > 0 and entry is entries[i - 1]
-            self._starts.append(
-                self._starts[-1] if again else find_start(entry.load(), 0, self.imagination, self.rig)
-            )  # fmt: skip
-        practice = practise(policy, self.imagination, self._starts, seeds, temperature, generator)
+        self._starts, limits = [], []
+        for i, (entry, step) in enumerate((b.entry, b.step) for b in beginnings):
+            again = i > 0 and beginnings[i] is beginnings[i - 1]
+            start = self._starts[-1] if again else find_start(entry.load(), step, self.imagination, self.rig)
+            self._starts.append(start)
+            limits.append(min(start.max_steps, STEPS.get(start.task, start.max_steps)) - step)
+        practice = practise(policy, self.imagination, self._starts, seeds, temperature, generator, limits)
         self._success = practice.success
         return practice
 

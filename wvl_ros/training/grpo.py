@@ -23,6 +23,8 @@ class GRPOSettings:
 
     Attributes:
         updates: of the policy. groups: starts an update; group_size: rollouts from each.
+        latest: rollouts begin anywhere in the first so much of a recorded episode (a share; 0: at its first
+            observation). Nearer to where episodes are decided less has to be imagined, and more of it is right (WoVR).
         attempts: rounds of practice an update at most, when groups are left out (see `lowest`).
         temperature: of the sampling while practising.
         epochs, minibatch: passes over an update's decisions, and decisions a gradient step.
@@ -43,6 +45,7 @@ class GRPOSettings:
     updates: int = 40
     groups: int = 32
     group_size: int = 8
+    latest: float = 0.0
     attempts: int = 2
     temperature: float = 2.0
     reward: str = "success"
@@ -77,6 +80,7 @@ class GRPOSettings:
             "0 or more",
             "GRPO's",
         )
+        require(self, ("latest",), lambda x: 0 <= x < 1, "a share below 1", "GRPO's")
         if self.reward not in REWARDS:
             raise UnknownNameError("reward of GRPO", self.reward, REWARDS)
         if not 0 <= self.lowest < self.highest <= 1:

@@ -20,7 +20,7 @@ from wvl_ros.evaluation.wilson import wilson_interval
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training import checkpointing
-from wvl_ros.training.arena import Arena
+from wvl_ros.training.arena import Arena, Beginning
 from wvl_ros.training.grpo import GRPOSettings, group_advantages, informative, steer, surrogate
 from wvl_ros.training.grpo_chart import write_progress
 from wvl_ros.training.journal import Journal
@@ -41,7 +41,7 @@ class GRPOTrainer:
 
     Args:
         policy: what is trained. arena: where it practises.
-        entries: episodes whose first observations are the starts.
+        entries: episodes in which rollouts begin, see `GRPOSettings.latest`.
         check: the policy's share of successes by task in the real world; None checks nothing.
     """
 
@@ -197,13 +197,20 @@ class GRPOTrainer:
         kept = whole.select(torch.arange(min(most, len(whole.success)))), torch.cat(advantages)[:most]
         return kept, torch.cat(seen), success
 
-    def _starts(self, count: int) -> list[EpisodeEntry]:
-        """Episodes to start from, every task equally often."""
+    def _starts(self, count: int) -> list[Beginning]:
+        """Where to begin, every task equally often."""
         by_task = [[entry for entry in self.entries if entry.task == task] for task in self.tasks]
         rng = np.random.default_rng([self.settings.seed, self.update, self.rollouts])
         order = rng.permutation(len(by_task))  # else the first tasks would come more often where few groups are missing
         picked = [by_task[order[i % len(by_task)]] for i in range(count)]
-        return [entries[int(rng.integers(len(entries)))] for entries in picked]
+        chosen = [entries[int(rng.integers(len(entries)))] for entries in picked]
+        return [Beginning(entry, self._moment(entry, rng)) for entry in chosen]
+
+    def _moment(self, entry: EpisodeEntry, rng: np.random.Generator) -> int:
+        """A step of an episode that has images and at which a policy would look again."""
+        grid = math.lcm(entry.image_stride, self.policy.config.execute_steps)
+        last = int(self.settings.latest * (entry.length - 1)) // grid
+        return grid * int(rng.integers(last + 1)) if last else 0
 
     def _learn(self, practice: Practice, advantages: Tensor) -> dict[str, float]:
         settings, noise, temperature = self.settings, self.policy.noise, self.settings.temperature

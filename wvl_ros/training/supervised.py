@@ -19,6 +19,7 @@ from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.training import checkpointing
 from wvl_ros.training.samples import Samples, even_chances
 from wvl_ros.training.settings import read_settings, require
+from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "training_state.safetensors"
 LOG_FILE = "log.jsonl"
@@ -147,7 +148,7 @@ class SupervisedTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * rate
         inputs, actions, places = self._batch()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             if self.network.flows:
                 generator = torch.Generator().manual_seed(1_000_003 * config.seed + self.step)
                 terms = flow_loss(self.network, self.network.context(inputs), actions, places, generator)

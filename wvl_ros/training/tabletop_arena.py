@@ -16,26 +16,29 @@ from wvl_ros.errors import EpisodeError
 from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.collect import STEPS
-from wvl_ros.sans.episodes import EpisodeEntry
+from wvl_ros.training.arena import Beginning
 from wvl_ros.training.practice import Practice, choose, join
 from wvl_ros.worlds import droid
 
 _worlds: dict[tuple[str, int], Any] = {}  # one a task and process: compiling a scene costs more than a rollout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
-    """The rollouts from one start: of which scene, and with which seeds of the policy's sampling."""
+    """The rollouts from one beginning: of which scene, after which actions (N, 7), with which seeds of the policy's
+    sampling.
+    """
 
     task: str
     seed: int
     variant: str
     instruction: str
+    behind: NDArray[np.float64]
     seeds: tuple[int, ...]
 
 
 class TabletopArena:
-    """Practice in the tabletop, from the scenes of recorded tabletop episodes; over several processes.
+    """Practice in the tabletop, from recorded tabletop episodes, done again up to a step; over several processes.
 
     The rollouts are as long as imagined ones. Close it after use.
     """
@@ -53,7 +56,7 @@ class TabletopArena:
     def practise(
         self,
         policy: SmallPolicy,
-        entries: Sequence[EpisodeEntry],
+        beginnings: Sequence[Beginning],
         seeds: Sequence[int],
         temperature: float,
         generator: torch.Generator,
@@ -63,16 +66,16 @@ class TabletopArena:
         Raises:
             EpisodeError: an episode is not the tabletop's.
         """
-        drawn = torch.randint(2**31, (len(entries),), generator=generator).tolist()
+        drawn = torch.randint(2**31, (len(beginnings),), generator=generator).tolist()
         groups: list[list[int]] = []
-        for i, entry in enumerate(entries):
-            if i > 0 and entry is entries[i - 1]:
+        for i in range(len(beginnings)):
+            if i > 0 and beginnings[i] is beginnings[i - 1]:
                 groups[-1].append(i)
             else:
                 groups.append([i])
         weights = {name: tensor.numpy() for name, tensor in policy.network.state_dict().items()}
         futures = [
-            self._pool.submit(_run, policy.config, weights, temperature, _job(entries[g[0]], [drawn[i] for i in g]))
+            self._pool.submit(_run, policy.config, weights, temperature, _job(beginnings[g[0]], [drawn[i] for i in g]))
             for g in groups
         ]
         return join([future.result() for future in futures])
@@ -82,14 +85,17 @@ class TabletopArena:
         return []
 
 
-def _job(entry: EpisodeEntry, seeds: Sequence[int]) -> _Job:
-    extra = entry.load(images=False).extra
+def _job(beginning: Beginning, seeds: Sequence[int]) -> _Job:
+    entry = beginning.entry
+    episode = entry.load(images=False)
+    extra = episode.extra
     if "seed" not in extra or "variant" not in extra:
         raise EpisodeError(
             f"The episode '{entry.name}' is not one of the tabletop's (its seed is missing), so the tabletop cannot "
             "start from it; leave --world tabletop out."
         )
-    return _Job(entry.task, int(str(extra["seed"])), str(extra["variant"]), entry.instruction, tuple(seeds))
+    behind = np.asarray(episode.action[: beginning.step], float)
+    return _Job(entry.task, int(str(extra["seed"])), str(extra["variant"]), entry.instruction, behind, tuple(seeds))
 
 
 def _run(config: PolicyConfig, weights: dict[str, NDArray[Any]], temperature: float, job: _Job) -> Practice:
@@ -112,8 +118,12 @@ def _rollout(policy: SmallPolicy, job: _Job, temperature: float, generator: torc
     observation, info = world.reset(seed=job.seed, options=scene)
     limit = min(world.max_steps, STEPS.get(job.task, world.max_steps))
     parts: list[Practice] = []
-    step, ended, success = 0, False, False
-    while not ended and step < limit:
+    ended, success = False, False
+    for pose in job.behind:
+        observation, _, terminated, _, info = world.step(pose)
+        success = ended = success or terminated
+    step = len(job.behind)
+    while not parts or (not ended and step < limit):
         inputs = policy.inputs([observation], [job.instruction])
         actions, log_probs = choose(policy, inputs, temperature, generator)
         poses = droid.convert_chunk(

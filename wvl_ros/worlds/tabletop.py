@@ -15,7 +15,7 @@ from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.sans.episode import Episode
 from wvl_ros.worlds import droid, kinematics, scene
 from wvl_ros.worlds.interface import Observation, World
-from wvl_ros.worlds.tasks import REST_STEPS, TASKS, Placement, TableState, Task, Variant, find_task, place
+from wvl_ros.worlds.tasks import REST_STEPS, TASKS, Placement, TableState, Task, Variant, find_task, mistaken, place
 
 Array = NDArray[np.float64]
 log = logging.getLogger(__name__)
@@ -114,7 +114,8 @@ class TabletopWorld(World):
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode.
 
-        Options: `task`, `instruction`, `variant`; a `source` episode of the tabletop gives its task, seed, instruction.
+        Options: `task`, `instruction`, `variant`; a `source` episode of the tabletop gives its task, seed, instruction;
+        `mistaken` true gives the same scene as somebody takes it to be who is mistaken about it (`tasks.mistaken`).
         """
         wanted: dict[str, Any] = dict(options or {})
         source: Episode | None = wanted.get("source")
@@ -141,6 +142,8 @@ class TabletopWorld(World):
         self._instruction = wanted.get("instruction") or wording.format(
             object=placement.object_colors[0] if placement.object_colors else "", goal=placement.goal_colors[0]
         )
+        if wanted.get("mistaken"):
+            placement = mistaken(self._task, placement, rng)  # drawn last: all else is as it truly is
         self.placement = placement
         self._build(placement)
         self._arrange(placement, joints)

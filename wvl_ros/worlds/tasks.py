@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ VARIANTS: tuple[Variant, ...] = ("single", "two_objects", "two_goals")
 
 REST_STEPS = 5  # control steps a success state must hold before the episode ends
 LIFTED = 0.03  # m above its resting height: the object was truly grasped
+MISTAKE = 0.04  # m that an object may lie beside the place where somebody takes it to be, see `mistaken`
 NEAR_FACTOR = 2.0  # a failure that came within twice the tolerance is a near-success (papers.md D1)
 
 
@@ -253,6 +254,23 @@ def place(
         tuple(rng.permutation(list(object_colors))[:n_objects]),
         tuple(rng.permutation(list(goal_colors))[:n_goals]),
     )
+
+
+def mistaken(task: Task, placement: Placement, rng: np.random.Generator) -> Placement:
+    """The scene as somebody sees it who is mistaken about it: what to move and where to are a little elsewhere.
+
+    The object (all balls alike) by up to `MISTAKE`, the goal by up to twice the task's tolerance; each is seen rightly
+    in a third of all scenes.
+    """
+    shifts = []
+    for furthest in (MISTAKE, NEAR_FACTOR * task.tolerance):
+        length = furthest * rng.uniform() * (rng.uniform() > 1 / 3)
+        angle = rng.uniform(0, 2 * np.pi)
+        shifts.append(length * np.array([np.cos(angle), np.sin(angle)]))
+    objects, goals = placement.objects.copy(), placement.goals.copy()
+    objects[:1, :2] += shifts[0]
+    goals[:1, :2] += shifts[1]
+    return replace(placement, objects=objects, goals=goals, balls=placement.balls + shifts[0])
 
 
 def _spots(task: Task, rng: np.random.Generator, n_objects: int, n_goals: int) -> Array:
