@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from wvl_ros.policies.noise import ChunkNoise
+from wvl_ros.policies.noise import ChunkNoise, OffsetNoise
 
 STEPS = 9
 
@@ -59,3 +59,30 @@ def test_gradients_raise_the_probability_of_an_action(noise: ChunkNoise) -> None
     assert gripper.grad is not None
     assert float(mean.grad.sum()) > 0
     assert (gripper.grad > 0).all()
+
+
+def test_offset_noise_shifts_a_chunk_s_translation_and_nothing_else() -> None:
+    noise = OffsetNoise(STEPS, offset_std=0.04)
+    mean, gripper = 0.2 * torch.randn(4000, STEPS, 6), torch.randn(4000, STEPS)
+    actions = noise.sample(mean, gripper, 2.0, torch.Generator().manual_seed(0))
+    shift = actions[..., :6] - mean
+    inside = (mean.abs() < 0.6).all(-1).all(-1)  # the others may have been clipped
+    assert torch.allclose(shift[inside][:, :1].expand_as(shift[inside]), shift[inside], atol=1e-6)
+    assert torch.equal(shift[inside][..., 3:], torch.zeros_like(shift[inside][..., 3:]))
+    assert float(shift[:, 0, :3].std()) == pytest.approx(0.08, rel=0.05)
+    assert torch.equal(actions[..., 6], (gripper > 0).float())
+
+
+def test_offset_noise_s_density_is_that_of_the_shift() -> None:
+    noise = OffsetNoise(STEPS, offset_std=0.04)
+    mean, other, gripper = 0.2 * torch.randn(3, STEPS, 6), 0.2 * torch.randn(3, STEPS, 6), torch.randn(3, STEPS)
+    actions = noise.sample(mean, gripper, 1.5, torch.Generator().manual_seed(0))
+    parts = noise.log_prob_parts(other, gripper, actions, 1.5)
+    assert parts.shape == (3, STEPS, 7)
+    assert torch.equal(parts[:, ~noise.parts], torch.zeros(3, STEPS * 7 - 3))
+    density = torch.distributions.Normal(other[..., :3].mean(1), 0.06)
+    assert torch.allclose(parts[:, 0, :3], density.log_prob(actions[..., :3].mean(1)), atol=1e-4)
+    apart = noise.divergence(mean, other, 1.5)
+    told = torch.distributions.kl_divergence(torch.distributions.Normal(mean[..., :3].mean(1), 0.06), density)
+    assert torch.allclose(apart[:, 0, :3], told, atol=1e-4)
+    assert float(apart.sum()) == pytest.approx(float(told.sum()), rel=1e-4)

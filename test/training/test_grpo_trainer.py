@@ -36,8 +36,11 @@ def _trainer(
     return GRPOTrainer(_policy(), ImaginedArena(left_of(line), "tabletop"), entries, replace(SETTINGS, **changes), out)  # type: ignore[arg-type]
 
 
-def test_a_policy_gets_better_at_what_is_rewarded(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:
-    trainer = _trainer(left_of, entries, tmp_path / "out", line=0.3, updates=12, target_kl=0.05)
+@pytest.mark.parametrize("explore", ["chunk", "offset"])
+def test_a_policy_gets_better_at_what_is_rewarded(
+    explore: str, left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path
+) -> None:
+    trainer = _trainer(left_of, entries, tmp_path / "out", line=0.3, updates=12, target_kl=0.05, explore=explore)
     before = trainer._practise()[1]
     result = trainer.fit()
     after = trainer._practise()[1]

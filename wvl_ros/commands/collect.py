@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mistaken",
         action="store_true",
-        help="whoever plays is mistaken by a few cm about where things lie, and does not notice: episodes whose actions "
-        "do not betray their outcome",
+        help="whoever plays is mistaken by a few cm about where things lie and does not notice: actions that do "
+        "not betray how their episode goes",
     )
     parser.add_argument("--good-only", action="store_true", help="flawless demonstrations instead of every outcome")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")

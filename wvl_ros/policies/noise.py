@@ -18,7 +18,10 @@ from torch import Tensor
 
 
 class ChunkNoise:
-    """Sampling and log-probability of a chunk: Gaussian around a mean (B, T, 6), Bernoulli for the gripper (B, T)."""
+    """Sampling and log-probability of a chunk: Gaussian around a mean (B, T, 6), Bernoulli for the gripper (B, T).
+
+    `parts` (T, 7) bool: the numbers of a chunk that have a probability of their own.
+    """
 
     def __init__(
         self, steps: int, offset_std: float = 0.02, ripple_std: float = 0.01, gripper_temperature: float = 0.15
@@ -35,7 +38,8 @@ class ChunkNoise:
         deviations = np.array([offset_std * math.sqrt(steps)] + [ripple_std] * (steps - 1))
         covariance = (basis * deviations**2) @ basis.T
         self.factor = torch.from_numpy(np.linalg.cholesky(covariance)).float()
-        self.gripper_temperature = gripper_temperature
+        self.offset_std, self.gripper_temperature = offset_std, gripper_temperature
+        self.parts = torch.ones(steps, 7, dtype=torch.bool)
 
     def sample(self, mean: Tensor, gripper: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
         """Actions (B, T, 7) around `mean` (B, T, 6) and gripper logits (B, T), clipped to the action space.
@@ -70,3 +74,41 @@ class ChunkNoise:
 
     def _gripper_probability(self, gripper: Tensor, temperature: float) -> Tensor:
         return (gripper / (self.gripper_temperature * temperature)).sigmoid()
+
+
+class OffsetNoise(ChunkNoise):
+    """One random shift of a chunk's translation, the same for all its actions; all else is as the policy has it.
+
+    To practise by: the density has three numbers a chunk, those that decide where the hand arrives. That of the whole
+    chunk has seven an action, most of them without an effect, and a gradient estimated from few rollouts is mostly
+    theirs. The log-probability is that of the shift, and stands with the first action.
+    """
+
+    def __init__(self, steps: int, offset_std: float = 0.02) -> None:
+        """See `ChunkNoise`."""
+        super().__init__(steps, offset_std)
+        self.parts = torch.zeros(steps, 7, dtype=torch.bool)
+        self.parts[0, :3] = True
+
+    def sample(self, mean: Tensor, gripper: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+        """See `ChunkNoise.sample`."""
+        shift = temperature * self.offset_std * torch.randn(len(mean), 1, 3, generator=generator)
+        body = torch.cat([mean[..., :3] + shift, mean[..., 3:]], -1)
+        return torch.cat([body.clamp(-1, 1), (gripper > 0).float()[..., None]], -1)
+
+    def log_prob_parts(self, mean: Tensor, gripper: Tensor, actions: Tensor, temperature: float) -> Tensor:
+        """See `ChunkNoise.log_prob_parts`; 0 but for the translation of the first action."""
+        std = temperature * self.offset_std
+        distance = self._shift(actions[..., :6] - mean) / std
+        parts = -0.5 * distance**2 - math.log(std) - 0.5 * math.log(2 * math.pi)
+        return F.pad(parts[:, None], (0, 4, 0, mean.shape[1] - 1))
+
+    def divergence(self, mean: Tensor, other: Tensor, temperature: float) -> Tensor:
+        """See `ChunkNoise.divergence`."""
+        apart = 0.5 * (self._shift(mean - other) / (temperature * self.offset_std)) ** 2
+        return F.pad(apart[:, None], (0, 3, 0, mean.shape[1] - 1))
+
+    @staticmethod
+    def _shift(difference: Tensor) -> Tensor:
+        """(B, 3) of differences (B, T, 6): what their translations have in common."""
+        return difference[..., :3].mean(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.training.settings import require
 
-REWARDS = ("success", "chance")
+REWARDS, EXPLORE = ("success", "chance"), ("chunk", "offset")
 _LEAST_SPREAD = 0.05  # of a group's returns, below which it differs by chance alone
 
 
@@ -26,7 +26,8 @@ class GRPOSettings:
         latest: rollouts begin anywhere in the first so much of a recorded episode (a share; 0: at its first
             observation). Nearer to where episodes are decided less has to be imagined, and more of it is right (WoVR).
         attempts: rounds of practice an update at most, when groups are left out (see `lowest`).
-        temperature: of the sampling while practising.
+        temperature: of the sampling while practising. explore: what is sampled: 'chunk', every number of it (see
+            `noise.ChunkNoise`), or 'offset', a shift of where it leads (`noise.OffsetNoise`).
         epochs, minibatch: passes over an update's decisions, and decisions a gradient step.
         learning_rate: at the beginning; target_kl: mean divergence of a Gaussian component in an update, which the rate
             is steered towards by `kl_step` (0 keeps the rate). clip_norm: of gradients.
@@ -48,6 +49,7 @@ class GRPOSettings:
     latest: float = 0.0
     attempts: int = 2
     temperature: float = 2.0
+    explore: str = "chunk"
     reward: str = "success"
     epochs: int = 2
     minibatch: int = 512
@@ -83,6 +85,8 @@ class GRPOSettings:
         require(self, ("latest",), lambda x: 0 <= x < 1, "a share below 1", "GRPO's")
         if self.reward not in REWARDS:
             raise UnknownNameError("reward of GRPO", self.reward, REWARDS)
+        if self.explore not in EXPLORE:
+            raise UnknownNameError("exploration of GRPO", self.explore, EXPLORE)
         if not 0 <= self.lowest < self.highest <= 1:
             raise ConfigError(f"GRPO's lowest and highest are shares, but are {self.lowest} and {self.highest}.")
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.wilson import wilson_interval
+from wvl_ros.policies.noise import OffsetNoise
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training import checkpointing
@@ -59,6 +60,8 @@ class GRPOTrainer:
         self.tasks = sorted({entry.task for entry in self.entries})
         self.check = check if settings.check_every else None
         self.network = policy.network
+        if settings.explore == "offset":
+            policy.noise = OffsetNoise(policy.config.chunk_size, policy.config.offset_std)
         self.first = copy.deepcopy(self.network).eval()
         self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate)
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -225,7 +228,7 @@ class GRPOTrainer:
                 r, d = rows[some], decisions[some]
                 out = self.network(practice.inputs(r, d))
                 log_probs = noise.log_prob_parts(out.mean, out.gripper, practice.actions[r, d], temperature)
-                counts = practice.counts[r, d][..., None]
+                counts = practice.counts[r, d][..., None] & noise.parts
                 loss, clipped = surrogate(
                     log_probs, practice.log_probs[r, d], advantages[r, None, None], counts,
                     settings.clip_low, settings.clip_high,
@@ -234,19 +237,20 @@ class GRPOTrainer:
                     with torch.no_grad():
                         anchor = self.first(practice.inputs(r, d)).mean
                     apart = noise.divergence(out.mean, anchor, temperature)
-                    loss = loss + settings.kl_weight * (apart * counts).sum() / (6 * counts.sum()).clamp(min=1)
+                    moving = counts[..., :6]
+                    loss = loss + settings.kl_weight * (apart * moving).sum() / moving.sum().clamp(min=1)
                 self._step(loss)
                 losses.append(float(loss.detach()))
                 clips.append(float(clipped))
         self.network.eval()
         with torch.no_grad():
             after = self._outputs(practice, rows, decisions)
-        counts = practice.counts[rows, decisions][..., None]
+        counts = practice.counts[rows, decisions][..., None] & noise.parts[:, :6]
         moved = noise.divergence(after, before, temperature)
         return {
             "loss": float(np.mean(losses)),
             "clipped": float(np.mean(clips)),
-            "divergence": float((moved * counts).sum() / (6 * counts.sum())),
+            "divergence": float((moved * counts).sum() / counts.sum()),
         }
 
     def _outputs(self, practice: Practice, rows: Tensor, decisions: Tensor) -> Tensor:

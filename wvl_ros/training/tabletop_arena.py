@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from wvl_ros.errors import EpisodeError
 from wvl_ros.policies.network import PolicyConfig
+from wvl_ros.policies.noise import ChunkNoise
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.collect import STEPS
 from wvl_ros.training.arena import Beginning
@@ -75,7 +76,9 @@ class TabletopArena:
                 groups.append([i])
         weights = {name: tensor.numpy() for name, tensor in policy.network.state_dict().items()}
         futures = [
-            self._pool.submit(_run, policy.config, weights, temperature, _job(beginnings[g[0]], [drawn[i] for i in g]))
+            self._pool.submit(
+                _run, policy.config, weights, policy.noise, temperature, _job(beginnings[g[0]], [drawn[i] for i in g])
+            )
             for g in groups
         ]
         return join([future.result() for future in futures])
@@ -98,10 +101,13 @@ def _job(beginning: Beginning, seeds: Sequence[int]) -> _Job:
     return _Job(entry.task, int(str(extra["seed"])), str(extra["variant"]), entry.instruction, behind, tuple(seeds))
 
 
-def _run(config: PolicyConfig, weights: dict[str, NDArray[Any]], temperature: float, job: _Job) -> Practice:
+def _run(
+    config: PolicyConfig, weights: dict[str, NDArray[Any]], noise: ChunkNoise, temperature: float, job: _Job
+) -> Practice:
     """The rollouts of a job, in a process of the pool."""
     torch.set_num_threads(1)  # the processes share the cores
     policy = SmallPolicy(config)
+    policy.noise = noise
     policy.network.load_state_dict({name: torch.from_numpy(np.asarray(tensor)) for name, tensor in weights.items()})
     return join([_rollout(policy, job, temperature, torch.Generator().manual_seed(seed)) for seed in job.seeds])
 
