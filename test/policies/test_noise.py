@@ -86,3 +86,15 @@ def test_offset_noise_s_density_is_that_of_the_shift() -> None:
     told = torch.distributions.kl_divergence(torch.distributions.Normal(mean[..., :3].mean(1), 0.06), density)
     assert torch.allclose(apart[:, 0, :3], told, atol=1e-4)
     assert float(apart.sum()) == pytest.approx(float(told.sum()), rel=1e-4)
+
+
+def test_what_has_no_density_is_known_to_stray() -> None:
+    noise = OffsetNoise(STEPS, offset_std=0.04)
+    mean, gripper = 0.2 * torch.randn(3, STEPS, 6), torch.randn(3, STEPS)
+    shifted = mean.clone()
+    shifted[..., :3] += 0.1
+    assert float(noise.strayed(shifted, gripper, mean, gripper)) == pytest.approx(0, abs=1e-6)
+    assert float(noise.strayed(mean, gripper + 0.2, mean, gripper)) == pytest.approx(0.02, rel=1e-3)
+    turned = mean.clone()
+    turned[..., 3:] += 0.1
+    assert float(noise.strayed(turned, gripper, mean, gripper)) > 1

@@ -108,6 +108,15 @@ class OffsetNoise(ChunkNoise):
         apart = 0.5 * (self._shift(mean - other) / (temperature * self.offset_std)) ** 2
         return F.pad(apart[:, None], (0, 3, 0, mean.shape[1] - 1))
 
+    def strayed(self, mean: Tensor, gripper: Tensor, other: Tensor, other_gripper: Tensor) -> Tensor:
+        """How far all that has no density has moved between two outputs of a policy; a scalar, 0 where it has not.
+
+        An update that only watches the shift would let the rest go anywhere: they share a network.
+        """
+        apart = mean - other
+        common = F.pad(self._shift(apart)[:, None], (0, 3))
+        return 0.5 * (((apart - common) / self.offset_std) ** 2).mean() + 0.5 * ((gripper - other_gripper) ** 2).mean()
+
     @staticmethod
     def _shift(difference: Tensor) -> Tensor:
         """(B, 3) of differences (B, T, 6): what their translations have in common."""

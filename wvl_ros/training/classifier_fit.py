@@ -44,7 +44,7 @@ def fit_classifier(
             text = model.instruction(tokens[episode])
         images = composition.views(frame).flatten(0, 1).permute(0, 3, 1, 2)
         nothing = images.new_zeros(len(images), model.to_frame.in_channels, *images.shape[2:])
-        pooled = images.new_zeros(len(rows), model.to_gripper.in_features)
+        pooled = images.new_zeros(len(rows), model.reward_head.pooled)
         arm = torch.cat([before, now, (now - before) / scale], 1)
         logit = model.judge(Evidence(images, nothing, pooled, arm, text), first)
         loss = F.binary_cross_entropy_with_logits(logit, cache.rewards[step_now])

@@ -34,6 +34,7 @@ class GRPOSettings:
         reward: what a rollout is paid: 'success' (0 or 1, as in the paper), or 'chance' (a failure is paid the highest
             probability of success that one of its frames had: what almost succeeded teaches as well).
         clip_low, clip_high: the ratio is limited to 1 - clip_low .. 1 + clip_high.
+        hold_weight: of a penalty for changing what `explore: offset` leaves as it is.
         kl_weight: of a penalty for leaving the first policy; 0 for none.
         lowest, highest: groups with a smaller or larger share of successes teach too little and are left out.
         check_every: updates between checks on the real world (0: none); check_episodes: of each task.
@@ -59,6 +60,7 @@ class GRPOSettings:
     clip_norm: float = 1.0
     clip_low: float = 0.2
     clip_high: float = 0.28
+    hold_weight: float = 1.0
     kl_weight: float = 0.0
     lowest: float = 0.1
     highest: float = 0.9
@@ -77,7 +79,7 @@ class GRPOSettings:
         require(self, ("kl_step",), lambda x: x > 1, "above 1", "GRPO's")
         require(
             self,
-            ("target_kl", "kl_weight", "check_every", "disagreement_margin"),
+            ("target_kl", "kl_weight", "hold_weight", "check_every", "disagreement_margin"),
             lambda x: x >= 0,
             "0 or more",
             "GRPO's",

@@ -239,6 +239,9 @@ class GRPOTrainer:
                     apart = noise.divergence(out.mean, anchor, temperature)
                     moving = counts[..., :6]
                     loss = loss + settings.kl_weight * (apart * moving).sum() / moving.sum().clamp(min=1)
+                if isinstance(noise, OffsetNoise):
+                    held = (part[some] for part in before)
+                    loss = loss + settings.hold_weight * noise.strayed(out.mean, out.gripper, *held)
                 self._step(loss)
                 losses.append(float(loss.detach()))
                 clips.append(float(clipped))
@@ -246,16 +249,17 @@ class GRPOTrainer:
         with torch.no_grad():
             after = self._outputs(practice, rows, decisions)
         counts = practice.counts[rows, decisions][..., None] & noise.parts[:, :6]
-        moved = noise.divergence(after, before, temperature)
+        moved = noise.divergence(after[0], before[0], temperature)
         return {
             "loss": float(np.mean(losses)),
             "clipped": float(np.mean(clips)),
             "divergence": float((moved * counts).sum() / counts.sum()),
         }
 
-    def _outputs(self, practice: Practice, rows: Tensor, decisions: Tensor) -> Tensor:
+    def _outputs(self, practice: Practice, rows: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
         parts = zip(rows.split(1024), decisions.split(1024), strict=True)
-        return torch.cat([self.network(practice.inputs(r, d)).mean for r, d in parts])
+        outputs = [self.network(practice.inputs(r, d)) for r, d in parts]
+        return torch.cat([out.mean for out in outputs]), torch.cat([out.gripper for out in outputs])
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

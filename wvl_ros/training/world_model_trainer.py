@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wvl_ros.training import checkpointing, lora
 from wvl_ros.training.descent import Descent, Losses
+from wvl_ros.training.grip_fit import fit_grip
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.posture import fit_posture
 from wvl_ros.training.processes import Processes
@@ -20,11 +21,13 @@ from wvl_ros.training.tracking import fit_others, fit_tracking, tracking_errors
 from wvl_ros.training.world_model_data import TrainingData
 from wvl_ros.training.world_model_losses import gripper_loss, image_loss, reward_loss
 from wvl_ros.training.world_model_settings import WorldModelTraining, build_model, with_words
+from wvl_ros.world_model.kinematics import GRIPPER
 from wvl_ros.world_model.loading import new_model, read_config, save_world_model
 from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "state.safetensors"
+_GRIP_FRESH, _GRIP_KNOWN = 2500, 500  # updates of the grip alone, before a fresh model and before a fine-tune
 LAST_FOLDER = "last"  # the last weights; the run's folder itself has the best
 
 
@@ -73,7 +76,7 @@ class Trainer:
         self.validations: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
-        """Takes up the state on disk, or fits servo and posture and starts."""
+        """Takes up the state on disk, or fits servo, posture and grip and starts."""
         path = self.out / STATE_FILE
         resumed = path.is_file()
         tracking, posture = self.model.tracking, self.model.posture
@@ -90,9 +93,12 @@ class Trainer:
                     fitted = fit_posture(posture, *samples, self.generator, max(1, round(1500 * effort)))
             else:
                 fit_others(tracking, self.data.own, self.generator)
+            if self.adapter is None:
+                updates = round((_GRIP_FRESH if self.fresh else _GRIP_KNOWN) * effort)
+                fitted |= fit_grip(self.model, self.cache, self.generator, updates)
             self.processes.copy_from_main(self.model)
-            self.average.tracking.load_state_dict(tracking.state_dict())
-            self.average.posture.load_state_dict(posture.state_dict())
+            for name in ("tracking", "posture", "grip"):
+                getattr(self.average, name).load_state_dict(getattr(self.model, name).state_dict())
         for part in (tracking, posture):
             part.requires_grad_(False).zero_grad(set_to_none=True)
         if not self.joint:
@@ -151,7 +157,7 @@ class Trainer:
         noise = torch.randn(batch, *slots.last.shape[1:], generator=self.generator)[own]
         episode, index = slots.episode[own], slots.index[own]
         after = cache.step(episode, index + 1)
-        true = cache.frame(episode, index + 1)
+        true, gripper = cache.frame(episode, index + 1), cache.kinematics[after, GRIPPER : GRIPPER + 1]
         last, first = slots.last[own], slots.first[own]
         level = sigma[:, None, None, None]
         noisy = ((1 - level) * true + level * noise).contiguous(memory_format=torch.channels_last)
@@ -161,11 +167,12 @@ class Trainer:
                 first, slots.first_kinematics[own], self.tokens[episode], slots.calibrated[own]
             )
             chunk = cache.chunk(episode, index)
-            out = self.model(noisy, sigma, last, slots.previous[own], slots.kinematics[own], chunk, context)
+            kinematics = slots.kinematics[own]
+            out = self.model(noisy, sigma, last, slots.previous[own], kinematics, chunk, context, gripper)
         parts = {
             "image": image_loss(out.frame, true, last, first, settings.change_weight),
             "reward": reward_loss(out.reward, cache.rewards[after], sigma, self.labelled[episode]),
-            "gripper": gripper_loss(out.kinematics, cache.kinematics[after]),
+            "gripper": gripper_loss(out.grip, gripper),
         }
         loss = parts["image"] + settings.gripper_weight * parts["gripper"]
         if self.joint:

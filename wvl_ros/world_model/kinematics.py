@@ -14,6 +14,8 @@ from torch import Tensor
 TCP_OFFSET = 0.1034  # m from the flange along its z axis
 TCP_TURN = -math.pi / 4  # of the Franka hand about the flange's z axis
 STATE_DIM = 10
+STATE_SCALE = (0.05,) * 3 + (0.15,) * 6 + (0.3,)  # a usual change of a state in one frame
+GRIPPER = 18  # where the gripper's position stands in packed kinematics
 ACROSS = torch.diag(torch.tensor([1.0, -1.0, 1.0]))  # a mirror in the base's frame: left becomes right
 # In the flange's frame: the same mirror, through the middle of the hand (its fingers change places).
 MIRRORED_HAND = torch.tensor(

@@ -24,25 +24,25 @@ from wvl_ros.world_model import composition
 from wvl_ros.world_model.blocks import UNet, zero
 from wvl_ros.world_model.composition import Picture
 from wvl_ros.world_model.geometry import MAPS_PER_VIEW, CameraGeometry
+from wvl_ros.world_model.grip import Grip, likeliest
 from wvl_ros.world_model.instruction import InstructionEncoder
-from wvl_ros.world_model.kinematics import STATE_DIM, Kinematics
+from wvl_ros.world_model.kinematics import STATE_DIM, STATE_SCALE, Kinematics
 from wvl_ros.world_model.patches import VIEWS
 from wvl_ros.world_model.posture import MAPS, Posture
 from wvl_ros.world_model.reward_head import RewardHead
 from wvl_ros.world_model.tracking import Tracking
 
-_STATE_SCALE = (0.05,) * 3 + (0.15,) * 6 + (0.3,)  # a usual change in one frame
-
 
 @dataclass
 class WorldModelOutput(BaseOutput):
     """Of one frame: `frame` float32 (B, C, G, G) in -1..1 (clean), `reward` float32 (B,) logit, `kinematics` packed (B,
-    39), and the `evidence` that the reward was told from.
+    39), `grip` float32 (B, 26) logits of the gripper's position, and the `evidence` that the reward was told from.
     """
 
     frame: Tensor
     reward: Tensor
     kinematics: Tensor
+    grip: Tensor
     evidence: Evidence
 
 
@@ -137,7 +137,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         self.posture = Posture()
         self.geometry = CameraGeometry(list(cameras), grid, image_size)
         self.instruction = InstructionEncoder(vocabulary, instruction_dim)
-        self.register_buffer("state_scale", torch.tensor(_STATE_SCALE), persistent=False)
+        self.register_buffer("state_scale", torch.tensor(STATE_SCALE), persistent=False)
         self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(4), persistent=False)
         self.register_buffer("places", _places(grid), persistent=False)
 
@@ -152,10 +152,10 @@ class WorldModel(ModelMixin, ConfigMixin):
         self.to_frame = nn.Conv2d(channels, self.view_channels, 1)
         self.to_choice = nn.Conv2d(channels, patch * patch * composition.CHOICES, 1)
         self.to_correction = nn.Conv2d(channels, patch * patch * 2, 1)
+        self.grip = Grip(self.view_channels, grid, actions_per_frame)
         pooled = 2 * 2 * channels * VIEWS
-        self.to_gripper = nn.Linear(pooled, 1)
         self.reward_head = RewardHead(self.view_channels, channels, pooled, 3 * STATE_DIM, instruction_dim, grid)
-        for layer in (self.to_frame, self.to_choice, self.to_correction, self.to_gripper):
+        for layer in (self.to_frame, self.to_choice, self.to_correction):
             zero(layer)
         # At first, copy the last frame.
         assert self.to_choice.bias is not None
@@ -194,6 +194,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         kinematics: Tensor,
         actions: Tensor,
         context: Context,
+        gripper: Tensor | None = None,
     ) -> WorldModelOutput:
         """One denoising pass.
 
@@ -203,22 +204,28 @@ class WorldModel(ModelMixin, ConfigMixin):
             kinematics: packed (B, 39), of the last frame.
             actions: (B, K, 7) absolute flange poses and gripper commands, K = actions_per_frame.
             context: of the rollouts' starts.
+            gripper: (B, 1) its next position where it is known, to train by; None takes the likeliest.
         """
         patch, calibrated, precision = int(self.config["patch"]), context.calibrated, _precision()
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
             now = Kinematics.unpack(kinematics.float())
             then, commanded = self.move(kinematics.float(), actions.float(), calibrated)
+            seen = Picture.of(last, patch)
+            there = (calibrated != 0)[:, None, None, None, None]
+            maps_then = self.geometry.maps(then).permute(0, 1, 3, 4, 2) * there
+        grip = self.grip(seen.views, maps_then, now, then, actions[:, :, 6].float())
+        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
+            then = then._replace(gripper=likeliest(grip) if gripper is None else gripper.float())
             now_state, then_state = now.state(), then.state()
             facts = self._facts(now, now_state, then_state, commanded, sigma, calibrated)
             first_k = Kinematics.unpack(context.kinematics)
             links = [self.posture.links(k, calibrated < 0) for k in (now, then)]
             arms = (self.posture.chain(now, links[0]), self.posture.chain(then, links[1]))
-            seen = Picture.of(last, patch)
             given = composition.copies(self.geometry, seen, context.first, first_k, now, then, arms, calibrated, patch)
             outlines = self.geometry.silhouettes(*self.posture.segments(then, links[1])).flatten(0, 1)
             outlines = nn.functional.pixel_unshuffle(outlines, patch // 2).unflatten(0, (-1, VIEWS))
-            maps = torch.cat([self.geometry.maps(now), self.geometry.maps(then), outlines], 2).permute(0, 1, 3, 4, 2)
-            maps = maps * (calibrated != 0)[:, None, None, None, None]
+            maps = torch.cat([self.geometry.maps(now), outlines], 2).permute(0, 1, 3, 4, 2) * there
+            maps = torch.cat([maps[..., :MAPS_PER_VIEW], maps_then, maps[..., MAPS_PER_VIEW:]], 4)
             gain = ((1 - sigma) / ((1 - sigma) ** 2 + sigma**2))[:, None, None, None, None]  # of the best linear guess
             old = composition.views(previous) - seen.views
             parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.rigid]
@@ -233,18 +240,14 @@ class WorldModel(ModelMixin, ConfigMixin):
         )
         drawn = composition.compose(given, change, choice, correction, patch)
         pooled = torch.cat([half.amax((2, 3)), half.mean((2, 3))], 1).unflatten(0, (-1, VIEWS)).flatten(1)
-        gripper = then.gripper + 0.3 * self.to_gripper(pooled).float()
-        gripper = gripper + (gripper.clamp(0.0, 1.0) - gripper).detach()  # limited, but the gradient passes
-        after = then._replace(gripper=gripper)
-        after_state = after.state().detach()
-        arm = torch.cat([now_state, after_state, (after_state - now_state) / self.get_buffer("state_scale")], 1)
+        arm = torch.cat([now_state, then_state, (then_state - now_state) / self.get_buffer("state_scale")], 1)
         clean = _as_images(drawn.detach())
         if not self.config["joint_reward"]:
             full, pooled = torch.zeros_like(full), torch.zeros_like(pooled)
         evidence = Evidence(clean, full, pooled, arm, context.text)
         reward = self.reward_head(context.seen, *evidence)
         return WorldModelOutput(
-            frame=composition.frame(drawn), reward=reward, kinematics=after.pack(), evidence=evidence
+            frame=composition.frame(drawn), reward=reward, kinematics=then.pack(), grip=grip, evidence=evidence
         )
 
     def judge(self, evidence: Evidence, first: Tensor) -> Tensor:

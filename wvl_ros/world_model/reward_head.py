@@ -25,6 +25,7 @@ class RewardHead(nn.Module):
 
     def __init__(self, view_channels: int, features: int, pooled: int, facts: int, text_dim: int, grid: int) -> None:
         super().__init__()
+        self.pooled = pooled
         self.see = nn.Conv2d(view_channels + features, _SEEN, 1)
         self.see_first = nn.Conv2d(view_channels, _SEEN, 1)
         self.norm_1, self.look_1 = nn.GroupNorm(4, _SEEN), nn.Conv2d(_SEEN, _SEEN, 3, padding=1)
