@@ -20,8 +20,8 @@ def data(tmp_path: Path, make_episode: Callable[..., Episode]) -> Path:
     cases += [("", 0.9)] * 3
     for seed, (outcome, chance) in enumerate(cases):
         told_by = "operator" if outcome else ""
-        episode = make_episode(steps=7, seed=seed, outcome=outcome, source="policy/imagined")
-        chances = [0.0, chance, chance]
+        episode = make_episode(steps=13, seed=seed, outcome=outcome, source="policy/imagined")
+        chances = [0.0, *[chance] * 4]  # longer than the shipped model's run of frames
         replace(episode, outcome_source=told_by, extra={"success_probability": chances}).save(
             tmp_path / "data" / f"{seed:02}.safetensors"
         )
