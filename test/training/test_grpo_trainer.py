@@ -16,7 +16,7 @@ from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry, list_episodes
-from wvl_ros.training.arena import ImaginedArena
+from wvl_ros.training.arena import Beginning, ImaginedArena
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import STATE_FILE, GRPOTrainer
 from wvl_ros.world_model.imagination import Imagination
@@ -54,6 +54,27 @@ def test_a_policy_gets_better_at_what_is_rewarded(
     assert "divergence" in lines
 
 
+def test_what_is_not_explored_is_held(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:
+    def gripper(network: torch.nn.Module) -> torch.Tensor:
+        practice = ImaginedArena(left_of(0.3), "tabletop").practise(
+            _policy(), [Beginning(entry) for entry in entries], [0, 1], 1.0, torch.Generator().manual_seed(0)
+        )
+        rows, decisions = practice.counts.any(2).nonzero(as_tuple=True)
+        with torch.no_grad():
+            return torch.as_tensor(network(practice.inputs(rows, decisions)).gripper)
+
+    strayed = []
+    for weight in (0.0, 100.0):
+        trainer = _trainer(
+            left_of, entries, tmp_path / f"{weight}", line=0.3, updates=4, target_kl=0, explore="offset",
+            hold_weight=weight, learning_rate=3e-3,
+        )  # fmt: skip
+        before = gripper(trainer.network)
+        trainer.fit()
+        strayed.append(float((gripper(trainer.network) - before).abs().mean()))
+    assert strayed[1] < 0.5 * strayed[0]
+
+
 def test_only_what_is_missing_is_practised_once_more(
     left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +105,19 @@ def test_rollouts_begin_in_the_first_part_of_an_episode_where_a_policy_looks(
     assert steps == {0, 6, 12, 18, 24, 30}  # the policy looks every sixth step
     trainer.settings = replace(trainer.settings, latest=0.0)
     assert {beginning.step for beginning in trainer._starts(20)} == {0}
+
+
+def test_a_rollout_that_begins_late_ends_with_the_recording_or_its_task(
+    left_of: LeftOf, make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    for task in ("push", "fold the towel"):  # one of the tabletop's, which has 60 steps, and one of somebody's own
+        replace(make_episode(steps=31), task=task).save(tmp_path / f"{task}.safetensors")
+    by_task = {entry.task: entry for entry in list_episodes(tmp_path)}
+    arena = ImaginedArena(left_of(9.0), "tabletop")
+    for task, left in (("push", 42), ("fold the towel", 12)):
+        beginning = Beginning(by_task[task], 18)
+        practice = arena.practise(_policy(), [beginning], [0], 1.0, torch.Generator().manual_seed(0))
+        assert int(practice.counts.sum()) == left
 
 
 def test_a_stopped_run_goes_on_to_the_same_policy(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from wvl_ros.checkpoints import find
 from wvl_ros.errors import CheckpointError, ConfigError
 from wvl_ros.world_model import composition
+from wvl_ros.world_model.grip import likeliest
 from wvl_ros.world_model.instruction import InstructionEncoder, collect_vocabulary
-from wvl_ros.world_model.kinematics import Kinematics
+from wvl_ros.world_model.kinematics import GRIPPER, Kinematics
 from wvl_ros.world_model.loading import WEIGHTS_NAME, load_world_model, save_world_model
 from wvl_ros.world_model.model import WorldModel
 
@@ -42,6 +43,18 @@ def test_a_fresh_model_mostly_copies_the_last_frame() -> None:
     assert (out.frame - last).abs().mean() < (out.frame - first).abs().mean()
     assert out.reward.shape == (2,)
     assert out.kinematics.shape == (2, 39)
+
+
+def test_the_gripper_is_where_the_grip_says_or_where_it_is_known_to_be() -> None:
+    model = load_world_model(find("world_model", "small"))
+    inputs = _inputs(model)
+    with torch.no_grad():
+        told, known = model(*inputs), model(*inputs, gripper=torch.tensor([[0.25], [0.75]]))
+    assert torch.equal(told.kinematics[:, GRIPPER, None], likeliest(told.grip))
+    assert known.kinematics[:, GRIPPER].tolist() == [0.25, 0.75]
+    assert torch.equal(told.grip, known.grip)
+    assert not torch.equal(told.frame, known.frame)  # the pictures follow from it
+    assert not torch.equal(told.reward, known.reward)
 
 
 def test_saved_weights_give_the_same_frames(tmp_path: Path) -> None:

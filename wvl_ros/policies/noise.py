@@ -72,6 +72,10 @@ class ChunkNoise:
         factor = self.factor * temperature
         return 0.5 * torch.linalg.solve_triangular(factor, mean - other, upper=False) ** 2
 
+    def strayed(self, mean: Tensor, gripper: Tensor, other: Tensor, other_gripper: Tensor) -> Tensor:
+        """How far what has no density has moved between two outputs of a policy; a scalar: 0, as all here has one."""
+        return mean.new_zeros(())
+
     def _gripper_probability(self, gripper: Tensor, temperature: float) -> Tensor:
         return (gripper / (self.gripper_temperature * temperature)).sigmoid()
 
@@ -109,7 +113,7 @@ class OffsetNoise(ChunkNoise):
         return F.pad(apart[:, None], (0, 3, 0, mean.shape[1] - 1))
 
     def strayed(self, mean: Tensor, gripper: Tensor, other: Tensor, other_gripper: Tensor) -> Tensor:
-        """How far all that has no density has moved between two outputs of a policy; a scalar, 0 where it has not.
+        """See `ChunkNoise.strayed`.
 
         An update that only watches the shift would let the rest go anywhere: they share a network.
         """

@@ -96,31 +96,37 @@ def collect_mistaken(
     Args:
         world: its `image_stride` becomes the episode's. task, seed: as for `collect_episode`.
     """
-    stride = world.image_stride
-    if policy is None:
-        world.image_stride = steps + 1  # an expert sees no images
-    start = world.reset(seed=seed, options={"task": task, "mistaken": True})
-    rng = np.random.default_rng([seed, list(TASKS).index(task)])
-    skill = Skill(float(rng.uniform(0.0, 0.1)), speed=float(rng.uniform(0.35, 0.6)))
-    expert = make_expert(world, skill, seed) if policy is None else None
-    broker = ChunkBroker(policy) if policy is not None else None
-    if broker is not None:
-        broker.reset(seed)
-    observation, info = start
-    plan = []
-    for _ in range(steps):
-        if broker is None:
-            assert expert is not None
-            action = expert.act()
-        else:
-            action = broker.action(observation, info["instruction"], info["commanded_pose"])
-        observation, _, _, _, info = world.step(action)
-        plan.append(info["commanded_pose"])
-    actions, world.image_stride = iter(plan), stride
+    actions = iter(_plan(world, task, seed, policy, steps))
     start = world.reset(seed=seed, options={"task": task})
     episode = _play(world, start, lambda *_: next(actions), task, seed, steps)
     source, name = ("expert/tabletop", "") if policy is None else ("policy/tabletop", policy.name)
     return replace(episode, source=source, policy=name, extra=episode.extra | {"mode": "mistaken"})
+
+
+def _plan(world: TabletopWorld, task: str, seed: int, policy: Policy | None, steps: int) -> list[NDArray[np.float64]]:
+    """The poses that somebody commands who is mistaken about the scene."""
+    observation, info = world.reset(seed=seed, options={"task": task, "mistaken": True})
+    if policy is not None:
+        broker = ChunkBroker(policy)
+        broker.reset(seed)
+    else:
+        rng = np.random.default_rng([seed, list(TASKS).index(task)])
+        skill = Skill(float(rng.uniform(0.0, 0.1)), speed=float(rng.uniform(0.35, 0.6)))
+        expert = make_expert(world, skill, seed)
+    poses, stride = [], world.image_stride
+    try:
+        if policy is None:
+            world.image_stride = steps + 1  # an expert sees no images
+        for _ in range(steps):
+            if policy is None:
+                action = expert.act()
+            else:
+                action = broker.action(observation, info["instruction"], info["commanded_pose"])
+            observation, _, _, _, info = world.step(action)
+            poses.append(info["commanded_pose"])
+    finally:
+        world.image_stride = stride
+    return poses
 
 
 def _play(

@@ -89,7 +89,8 @@ class ImaginedArena:
             again = i > 0 and beginnings[i] is beginnings[i - 1]
             start = self._starts[-1] if again else find_start(entry.load(), step, self.imagination, self.rig)
             self._starts.append(start)
-            limits.append(min(start.max_steps, STEPS.get(start.task, start.max_steps)) - step)
+            # Of a task that is not the tabletop's, `max_steps` is what is left of the recording already.
+            limits.append(STEPS[start.task] - step if start.task in STEPS else start.max_steps)
         practice = practise(policy, self.imagination, self._starts, seeds, temperature, generator, limits)
         self._success = practice.success
         return practice

@@ -26,14 +26,14 @@ _AGREES = 0.1  # how near the told position must be to the true one
 
 def fit_grip(model: WorldModel, cache: FrameCache, generator: torch.Generator, updates: int) -> dict[str, float]:
     """Trains `model.grip`; the share of unseen closing frames whose position is told rightly, and of all frames."""
-    if updates < 1:
-        return {}
     closing, others = _frames(cache)
     unseen = _unseen(cache)
     held = [unseen[rows[:, 0]] for rows in (closing, others)]
     pools = [rows[~mask] for rows, mask in zip((closing, others), held, strict=True)]
     counts = [round(_CLOSING * _BATCH), _BATCH - round(_CLOSING * _BATCH)]
     pairs = [(pool, count) for pool, count in zip(pools, counts, strict=True) if len(pool)]
+    if updates < 1 or not pairs:
+        return {}
     grip = model.grip
     optimizer = torch.optim.AdamW(grip.parameters(), _RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
@@ -71,7 +71,7 @@ def _tell(
     kinematics, actions = cache.kinematics[cache.step(episode, index)], cache.chunk(episode, index)
     with torch.no_grad():
         now, (then, _) = Kinematics.unpack(kinematics), model.move(kinematics, actions, calibrated)
-        maps = model.geometry.maps(then).permute(0, 1, 3, 4, 2) * (calibrated != 0)[:, None, None, None, None]
+        maps = model.maps(then, calibrated)
     logits = model.grip(composition.views(last), maps, now, then, actions[:, :, 6])
     return logits, cache.kinematics[cache.step(episode, index + 1), GRIPPER : GRIPPER + 1]
 

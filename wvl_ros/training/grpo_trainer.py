@@ -239,9 +239,8 @@ class GRPOTrainer:
                     apart = noise.divergence(out.mean, anchor, temperature)
                     moving = counts[..., :6]
                     loss = loss + settings.kl_weight * (apart * moving).sum() / moving.sum().clamp(min=1)
-                if isinstance(noise, OffsetNoise):
-                    held = (part[some] for part in before)
-                    loss = loss + settings.hold_weight * noise.strayed(out.mean, out.gripper, *held)
+                held = (part[some] for part in before)
+                loss = loss + settings.hold_weight * noise.strayed(out.mean, out.gripper, *held)
                 self._step(loss)
                 losses.append(float(loss.detach()))
                 clips.append(float(clipped))

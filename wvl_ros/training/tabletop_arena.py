@@ -20,6 +20,7 @@ from wvl_ros.sans.collect import STEPS
 from wvl_ros.training.arena import Beginning
 from wvl_ros.training.practice import Practice, choose, join
 from wvl_ros.worlds import droid
+from wvl_ros.worlds.recorded import commanded_poses
 
 _worlds: dict[tuple[str, int], Any] = {}  # one a task and process: compiling a scene costs more than a rollout
 
@@ -97,7 +98,7 @@ def _job(beginning: Beginning, seeds: Sequence[int]) -> _Job:
             f"The episode '{entry.name}' is not one of the tabletop's (its seed is missing), so the tabletop cannot "
             "start from it; leave --world tabletop out."
         )
-    behind = np.asarray(episode.action[: beginning.step], float)
+    behind = commanded_poses(episode)[1 : 1 + beginning.step]
     return _Job(entry.task, int(str(extra["seed"])), str(extra["variant"]), entry.instruction, behind, tuple(seeds))
 
 

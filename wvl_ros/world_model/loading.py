@@ -46,7 +46,8 @@ def load_world_model(folder: Path | str) -> WorldModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"The weights '{path}' are of another architecture than the config.json beside them; keep the two together."
+            f"The weights '{path}' are of another architecture than the config.json beside them (keep both "
+            "together), or an older wvl_ros saved them: then train again, or fine-tune the shipped one (--from small)."
         ) from error
     return model.eval()
 

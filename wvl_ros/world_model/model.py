@@ -185,6 +185,10 @@ class WorldModel(ModelMixin, ConfigMixin):
             commanded.append(k.commanded_state())
         return k, torch.stack(commanded, 1)
 
+    def maps(self, k: Kinematics, calibrated: Tensor) -> Tensor:
+        """`CameraGeometry.maps` of arms as views (B, V, G, G, 4), of nothing where `calibrated` (B,) is 0."""
+        return self.geometry.maps(k).permute(0, 1, 3, 4, 2) * (calibrated != 0)[:, None, None, None, None]
+
     def forward(
         self,
         noisy: Tensor,
@@ -211,8 +215,7 @@ class WorldModel(ModelMixin, ConfigMixin):
             now = Kinematics.unpack(kinematics.float())
             then, commanded = self.move(kinematics.float(), actions.float(), calibrated)
             seen = Picture.of(last, patch)
-            there = (calibrated != 0)[:, None, None, None, None]
-            maps_then = self.geometry.maps(then).permute(0, 1, 3, 4, 2) * there
+            maps_then = self.maps(then, calibrated)
         grip = self.grip(seen.views, maps_then, now, then, actions[:, :, 6].float())
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
             then = then._replace(gripper=likeliest(grip) if gripper is None else gripper.float())
@@ -224,12 +227,12 @@ class WorldModel(ModelMixin, ConfigMixin):
             given = composition.copies(self.geometry, seen, context.first, first_k, now, then, arms, calibrated, patch)
             outlines = self.geometry.silhouettes(*self.posture.segments(then, links[1])).flatten(0, 1)
             outlines = nn.functional.pixel_unshuffle(outlines, patch // 2).unflatten(0, (-1, VIEWS))
-            maps = torch.cat([self.geometry.maps(now), outlines], 2).permute(0, 1, 3, 4, 2) * there
-            maps = torch.cat([maps[..., :MAPS_PER_VIEW], maps_then, maps[..., MAPS_PER_VIEW:]], 4)
+            outlines = outlines.permute(0, 1, 3, 4, 2) * (calibrated != 0)[:, None, None, None, None]
             gain = ((1 - sigma) / ((1 - sigma) ** 2 + sigma**2))[:, None, None, None, None]  # of the best linear guess
             old = composition.views(previous) - seen.views
             parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.rigid]
-            parts += [given.around, maps, self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1)]
+            parts += [given.around, self.maps(now, calibrated), maps_then, outlines]
+            parts += [self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1)]
             x = _as_images(torch.cat([part.to(precision) for part in parts], 4))
         condition = self.condition(torch.cat([facts, context.text], 1))[:, None] + self.view
         full, half = self.unet(x, torch.nn.functional.silu(condition).flatten(0, 1))
