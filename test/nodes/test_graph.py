@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,7 @@ def test_signals_end_all_nodes_cleanly_within_an_episode(start, recorded, tmp_pa
         start("runner", **LISTENED),
     ]
     nodes[-1].wait_for("episode 1/1  step 1")
+    time.sleep(0.5)  # the bag needs a whole step to be read, and a busy machine is slow to record one
     for node in nodes:
         node.process.send_signal(number)
     for node in nodes:

@@ -20,6 +20,7 @@ class WvlNode(Node):
         super().__init__(name, **settings)
         self.done = False
         self.exit_code = 0
+        self.linger = 0.0  # s that it goes on after a signal
         self.wall = Clock(clock_type=ClockType.STEADY_TIME)  # timers must not stop with the simulated time
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = self.create_guard_condition(self.run_calls)

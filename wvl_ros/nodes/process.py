@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 SPIN_PERIOD = 0.1  # s between looks at the signal flag
@@ -72,6 +73,9 @@ def _spin(stop: StopSignal, module: str, name: str, settings: dict[str, object])
     try:
         with pass_on_logs(node.get_logger()):
             while not stop.received and not node.done:
+                executor.spin_once(timeout_sec=SPIN_PERIOD)
+            until = time.monotonic() + node.linger
+            while stop.received and time.monotonic() < until:
                 executor.spin_once(timeout_sec=SPIN_PERIOD)
             node.close()
     finally:
