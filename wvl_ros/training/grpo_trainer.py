@@ -1,4 +1,8 @@
-"""GRPO of the small VLA; may be stopped and goes on after the last whole update."""
+"""GRPO of the small VLA; may be stopped and goes on after the last whole update.
+
+Several processes (`torchrun`) take turns with the batches of rollouts, each batch with random numbers of its own, and
+all make the same update of what all have seen: so the result is that of one.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,11 @@ from wvl_ros.training.grpo import GRPOSettings, group_advantages, informative, s
 from wvl_ros.training.grpo_chart import write_progress
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.practice import Practice, join
+from wvl_ros.training.processes import Processes
 
 STATE_FILE = "training_state.safetensors"
 BEST_FOLDER = "best"  # the policy that did best in the checks
-_BATCH = 96  # rollouts at a time
+_BATCH = 64  # rollouts at a time
 _IDLE = 3  # updates in a row without a group to learn from that end the run
 _LASTING = 3  # updates over which its disagreement is averaged
 _KEPT = ("update", "seconds", "rate", "idle", "checks", "disagreements", "rollouts")
@@ -44,6 +49,7 @@ class GRPOTrainer:
         policy: what is trained. arena: where it practises.
         entries: episodes in which rollouts begin, see `GRPOSettings.latest`.
         check: the policy's share of successes by task in the real world; None checks nothing.
+        processes: of this run; only the first checks and writes.
     """
 
     def __init__(
@@ -54,8 +60,10 @@ class GRPOTrainer:
         settings: GRPOSettings,
         out: Path,
         check: Check | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.policy, self.arena, self.settings, self.out = policy, arena, settings, out
+        self.processes = processes or Processes()
         self.entries = list(entries)
         self.tasks = sorted({entry.task for entry in self.entries})
         self.check = check if settings.check_every else None
@@ -71,7 +79,8 @@ class GRPOTrainer:
         self.rollouts = 0
         if (out / STATE_FILE).is_file():
             self._restore()
-        self.journal = Journal(out, self.update)
+        self.processes.wait()  # until all have read the state
+        self.journal = Journal(out, self.update, writes=self.processes.main)
 
     def fit(self) -> dict[str, Any]:
         """All updates that are left; gives the last one's figures and why the run ended.
@@ -81,7 +90,8 @@ class GRPOTrainer:
         """
         settings, facts, reason = self.settings, {}, "all updates are done"
         self._look_at_the_real_world()
-        with tqdm(total=settings.updates, initial=self.update, desc="GRPO", disable=None) as bar:
+        quiet = None if self.processes.main else True
+        with tqdm(total=settings.updates, initial=self.update, desc="GRPO", disable=quiet) as bar:
             while self.update < settings.updates:
                 began = time.perf_counter()
                 facts = self._update()
@@ -93,8 +103,9 @@ class GRPOTrainer:
                 bar.set_postfix({self.arena.name: success, "kept": facts["groups"]})
                 if self.update % max(1, settings.check_every) == 0:
                     self._look_at_the_real_world()
-                self.save()
-                write_progress(self.out)
+                if self.processes.main:
+                    self.save()
+                    write_progress(self.out)
                 if stop := self._must_stop():
                     reason = stop
                     break
@@ -113,7 +124,8 @@ class GRPOTrainer:
             return ""
         if not (self.out / BEST_FOLDER).is_dir():
             return reason
-        SmallPolicy.from_pretrained(self.out / BEST_FOLDER).save_pretrained(self.out)
+        if self.processes.main:
+            SmallPolicy.from_pretrained(self.out / BEST_FOLDER).save_pretrained(self.out)
         best = max(self.checks, key=lambda check: check["success"])
         return f"{reason}; the policy after update {best['update']:.0f} is kept"
 
@@ -175,18 +187,13 @@ class GRPOTrainer:
             missing = settings.groups - sum(map(len, advantages)) // size
             if missing <= 0:
                 break
-            starts = self._starts(missing)
-            for first in range(0, len(starts), max(1, _BATCH // size)):
-                some = starts[first : first + max(1, _BATCH // size)]
-                seeds = torch.randint(2**31, (len(some) * size,), generator=self.generator).tolist()
-                every = [entry for entry in some for _ in range(size)]
-                practice = self.arena.practise(self.policy, every, seeds, settings.temperature, self.generator)
-                self.rollouts += len(every)
+            for practice, doubted in self._in_turns(self._starts(missing)):
+                self.rollouts += len(practice.success)
                 rewards = (practice.success.float() if settings.reward == "success" else practice.chance).view(-1, size)
                 successes.append(practice.success)
                 chosen = informative(rewards, settings.lowest, settings.highest)
                 seen.append(rewards)
-                turned_down += self.arena.doubted()
+                turned_down += doubted
                 if bool(chosen.any()):
                     parts.append(practice.select(chosen.repeat_interleave(size)))
                     advantages.append(group_advantages(rewards[chosen]).flatten())
@@ -199,6 +206,21 @@ class GRPOTrainer:
         whole = join(parts)
         kept = whole.select(torch.arange(min(most, len(whole.success)))), torch.cat(advantages)[:most]
         return kept, torch.cat(seen), success
+
+    def _in_turns(self, starts: list[Beginning]) -> list[tuple[Practice, list[bool]]]:
+        """The rollouts from all starts, batch by batch, and what the second judge turns down of each."""
+        size = self.settings.group_size
+        mine = {}
+        batches = range(0, len(starts), max(1, _BATCH // size))
+        for number, first in enumerate(batches):
+            every = [start for start in starts[first : first + batches.step] for _ in range(size)]
+            seeds = torch.randint(2**31, (len(every),), generator=self.generator).tolist()
+            luck = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=self.generator)))
+            if number % self.processes.count == self.processes.rank:
+                practice = self.arena.practise(self.policy, every, seeds, self.settings.temperature, luck)
+                mine[number] = practice, self.arena.doubted()
+        found = {number: part for parts in self.processes.gather_objects(mine) for number, part in parts.items()}
+        return [found[number] for number in range(len(batches))]
 
     def _starts(self, count: int) -> list[Beginning]:
         """Where to begin, every task equally often."""
@@ -245,6 +267,7 @@ class GRPOTrainer:
                 losses.append(float(loss.detach()))
                 clips.append(float(clipped))
         self.network.eval()
+        self.processes.copy_from_main(self.network)  # what processors differ in must not add up
         with torch.no_grad():
             after = self._outputs(practice, rows, decisions)
         counts = practice.counts[rows, decisions][..., None] & noise.parts[:, :6]
@@ -276,10 +299,13 @@ class GRPOTrainer:
     def _look_at_the_real_world(self) -> None:
         if self.check is None or any(check["update"] == self.update for check in self.checks):
             return
-        self.policy.save_pretrained(self.out)
-        found = self.check(self.out, self.tasks)
-        if all(found["success"] > check["success"] for check in self.checks):
-            self.policy.save_pretrained(self.out / BEST_FOLDER)
+        found: dict[str, float] = {}
+        if self.processes.main:
+            self.policy.save_pretrained(self.out)
+            found = self.check(self.out, self.tasks)
+            if all(found["success"] > check["success"] for check in self.checks):
+                self.policy.save_pretrained(self.out / BEST_FOLDER)
+        found = self.processes.copy_object(found)
         self.checks.append({"update": self.update, **found})
         self.journal.add("real", self.update, self.seconds, found)
 

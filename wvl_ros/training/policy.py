@@ -25,6 +25,7 @@ from wvl_ros.training.demonstrations import collect
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import Check, GRPOTrainer
 from wvl_ros.training.practice import require_whole_calls
+from wvl_ros.training.processes import Processes
 from wvl_ros.training.samples import Samples, build_samples, read_episodes
 from wvl_ros.training.settings import read_settings
 from wvl_ros.training.supervised import SupervisedTrainer, TrainConfig
@@ -97,6 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains a policy and writes its checkpoint; gives the folder and the last figures."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.method != "grpo":
+        raise ConfigError(f"--method {args.method} runs in one process: start it without torchrun.")
+    if int(os.environ.get("RANK", "0")):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (of several processes one tells the result)
     for name, methods in _BELONGS.items():
         if getattr(args, name) is not None and args.method not in methods:
             option = name.replace("_", "-")
@@ -160,6 +165,14 @@ def _prepare(init: str | None, config: TrainConfig, data: Sequence[Path]) -> tup
 
 
 def _practise(args: argparse.Namespace) -> dict[str, Any]:
+    processes = Processes.join()
+    try:
+        return _grpo(args, processes)
+    finally:
+        processes.leave()
+
+
+def _grpo(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     settings = read_settings(GRPOSettings, args.config) if args.config else GRPOSettings()
     if args.updates is not None:
         settings = replace(settings, updates=args.updates)
@@ -180,11 +193,11 @@ def _practise(args: argparse.Namespace) -> dict[str, Any]:
                 raise ConfigError(f"--world tabletop practises without a world model: leave --{name} out.")
         entries = _entries(args.data, "tabletop", args.tasks)
         with closing(TabletopArena(args.workers)) as tabletop:
-            return facts | GRPOTrainer(policy, tabletop, entries, settings, args.out, check).fit()
+            return facts | GRPOTrainer(policy, tabletop, entries, settings, args.out, check, processes).fit()
     imagination, rig = _imagination(args, policy)
     entries = _entries(args.data, rig, args.tasks)
     arena = ImaginedArena(imagination, rig, _second_judge(args.world_model or "small"))
-    return facts | GRPOTrainer(policy, arena, entries, settings, args.out, check).fit()
+    return facts | GRPOTrainer(policy, arena, entries, settings, args.out, check, processes).fit()
 
 
 def _vlaw(args: argparse.Namespace) -> dict[str, Any]:

@@ -94,6 +94,14 @@ class Processes:
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """What each process has, in their order; anything that can be pickled, among processes of one run."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
     def copy_from_main(self, module: nn.Module) -> None:
         """Parameters and buffers as the first process has them."""
         if self.count == 1:
