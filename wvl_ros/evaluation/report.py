@@ -37,6 +37,7 @@ def show(result: dict[str, Any]) -> None:
     print(f"{result['episodes']} episodes of {result['data']}, imagined by {result['checkpoint']}")
     _show_images(result)
     _show_arm(result["arm"])
+    _show_closings(result["closings"])
     for name, outcome in {"outcome": result["outcome"], **result["outcome_by_task"]}.items():
         print(f"{name:12s} {sentence(outcome)}")
         if "blind" in outcome:
@@ -81,6 +82,15 @@ def _show_arm(arm: dict[str, Any]) -> None:
     print(
         f"{'':12s} {text(px['mean'])} px of {PIXEL_HEIGHT} (95 % {text(px['p95'])}), drawn {text(drawn['mean'])} px off"
     )
+
+
+def _show_closings(closings: dict[str, Any]) -> None:
+    names = {"on_nothing": "nothing_told_as_held", "on_something": "held_told_as_nothing"}
+    said = [
+        f"{closings[of]} times {of.replace('_', ' ')} ({text(closings[wrong], 2)} of them imagined the other way)"
+        for of, wrong in names.items()
+    ]
+    print(f"gripper      it closes {', '.join(said)}")
 
 
 def _show_matrix(result: dict[str, Any]) -> None:

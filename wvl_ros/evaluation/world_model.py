@@ -18,6 +18,7 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.arm import arm_measures
 from wvl_ros.evaluation.blind import BlindBaseline, blind_scores, load_blind
 from wvl_ros.evaluation.calibration import calibration
+from wvl_ros.evaluation.closings import closing_measures
 from wvl_ros.evaluation.images import image_measures, write_drift
 from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes, write_sheet
 from wvl_ros.evaluation.outcome import KINDS, best_run, judged, outcome_measures
@@ -65,6 +66,7 @@ def evaluate(
         "episodes": len(episodes),
         "images": image_measures(cache, episodes, imagined, model),
         "arm": arm_measures(cache, episodes, imagined, model),
+        "closings": closing_measures(cache, episodes, imagined),
         "outcome": outcomes(lambda _: True),
         "outcome_by_task": {
             task: outcomes(lambda e, task=task: cache.tasks[e] == task)  # type: ignore[misc]
