@@ -16,7 +16,7 @@ from wvl_ros.sans.episode import Episode
 @pytest.fixture
 def data(tmp_path: Path, make_episode: Callable[..., Episode]) -> Path:
     """Dreams that a person has judged, what the head said of them, and episodes that nobody has."""
-    cases = [("success", 0.9)] * 6 + [("success", 0.3)] * 2 + [("failure", 0.8)] + [("near_success", 0.1)] * 7
+    cases = [("success", 0.9)] * 6 + [("success", 0.15)] * 2 + [("failure", 0.8)] + [("near_success", 0.1)] * 7
     cases += [("", 0.9)] * 3
     for seed, (outcome, chance) in enumerate(cases):
         told_by = "operator" if outcome else ""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wvl_ros.sans.episode import Episode
-from wvl_ros.training.grip_fit import _frames, _tell, _unseen, fit_grip
+from wvl_ros.training.grip_fit import _frames, _tell, _true_frames, _unseen, fit_grip, imagined_closings
 from wvl_ros.training.world_model_data import TrainingData, open_data
 from wvl_ros.training.world_model_settings import WorldModelTraining, build_model
 from wvl_ros.world_model.grip import likeliest
@@ -34,7 +34,7 @@ def test_it_learns_where_a_gripper_that_closes_is_next(data: TrainingData) -> No
     assert set(found) == {"grip_closing_right", "grip_all_right"}  # of two unseen episodes: too few to ask more
     closing = _frames(data.cache)[0]
     with torch.no_grad():
-        logits, true = _tell(model, data.cache, closing[~_unseen(data.cache)[closing[:, 0]]], None)
+        logits, true = _tell(model, _true_frames(data.cache, closing[~_unseen(data.cache)[closing[:, 0]]]))
     assert float(((likeliest(logits) - true).abs() < 0.1).float().mean()) > 0.9
 
 
@@ -45,6 +45,21 @@ def test_closing_is_when_it_moves_and_is_told_to_close(data: TrainingData) -> No
     episode, index = closing.unbind(1)
     before, after = (cache.kinematics[cache.step(episode, index + k), GRIPPER] for k in (0, 1))
     assert bool((after > before + 0.02).all())
+
+
+def test_it_learns_from_what_the_model_draws_as_well(data: TrainingData) -> None:
+    torch.manual_seed(0)
+    model = build_model(SETTINGS, data.cache)
+    own = imagined_closings(model, data.cache, torch.Generator().manual_seed(0), 40)
+    assert own.closing.any()
+    assert (~own.closing).any()
+    gap = own.true[:, 0] - own.kinematics[:, GRIPPER]
+    assert float(gap[own.closing].min()) > 0.02  # told as it truly was, so that the next one follows from it
+    found = fit_grip(model, data.cache, torch.Generator().manual_seed(0), 150, own)
+    assert set(found) == {"grip_closing_right", "grip_all_right"}
+    with torch.no_grad():
+        logits, true = _tell(model, own.select(own.closing.nonzero()[:, 0]))
+    assert float(((likeliest(logits) - true).abs() < 0.1).float().mean()) > 0.9
 
 
 def test_an_episode_and_its_mirror_image_are_unseen_together(data: TrainingData) -> None:

@@ -40,7 +40,9 @@ def train(world: Imagination, data: Path, out: Path) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     policy = SmallPolicy(PolicyConfig(channels=8, keypoints=4, hidden=32, offset_std=0.1, ripple_std=0.03))
-    settings = GRPOSettings(updates=2, groups=20, group_size=8, attempts=1, learning_rate=1e-3, check_every=1)
+    settings = GRPOSettings(
+        updates=2, groups=20, group_size=8, attempts=1, learning_rate=1e-3, temperature=2.0, check_every=1
+    )
     calls: list[Path] = []
 
     def check(folder: Path, tasks: object) -> dict[str, float]:

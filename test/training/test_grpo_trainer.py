@@ -22,7 +22,9 @@ from wvl_ros.training.grpo_trainer import STATE_FILE, GRPOTrainer
 from wvl_ros.world_model.imagination import Imagination
 
 LeftOf = Callable[[float], Imagination]
-SETTINGS = GRPOSettings(updates=6, groups=4, group_size=8, attempts=2, minibatch=64, learning_rate=1e-3)
+SETTINGS = GRPOSettings(
+    updates=6, groups=4, group_size=8, attempts=2, minibatch=64, learning_rate=1e-3, temperature=2.0
+)
 
 
 def _policy(seed: int = 0) -> SmallPolicy:

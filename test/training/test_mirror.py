@@ -63,6 +63,10 @@ def test_cameras_see_the_mirrored_gripper_where_the_mirrored_picture_shows_it(ca
     maps, shown = geometry.maps(k), geometry.maps(k.mirrored(torch.ones(2, dtype=torch.bool)))
     swapped = maps[:, [1, 0], :].flip(-1)[:, :, [0, 2, 1, 3]]  # and the fingers change places
     assert torch.allclose(shown[:, :2], swapped, atol=1e-4)
+    reach, shown = (geometry.reach(arm) for arm in (k, k.mirrored(torch.ones(2, dtype=torch.bool))))
+    swapped = reach[:, [1, 0, 2]].flip(-1)
+    assert torch.allclose(shown[:, :, 2:], swapped[:, :, 2:], atol=1e-4)
+    assert torch.allclose(shown[:, :, :2].abs(), swapped[:, :, :2].abs(), atol=1e-3)  # its fingers are alike
 
 
 def test_the_simulator_agrees_with_the_mirror() -> None:

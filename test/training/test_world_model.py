@@ -20,6 +20,7 @@ from wvl_ros.errors import ConfigError, EpisodeError
 from wvl_ros.evaluation import world_model as evaluation
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import episode_files
+from wvl_ros.training import checkpointing
 from wvl_ros.training import world_model as command
 from wvl_ros.training.frame_cache import FrameCache, open_cache
 from wvl_ros.training.world_model_data import open_data
@@ -103,6 +104,18 @@ def test_the_loss_falls_on_one_batch_of_episodes(tmp_path: Path, data: Path, con
     assert trainer.losses["image"] < 0.95 * before
 
 
+def test_what_is_fitted_beforehand_is_on_disk_at_once_and_stays(tmp_path: Path, data: Path, config: Path) -> None:
+    settings = WorldModelTraining.load(config)
+    trainer = _trainer(settings, data, tmp_path)
+    fitted = {name: weight.clone() for name, weight in trainer.model.grip.state_dict().items()}
+    for _ in range(3):
+        trainer.update(0.0)
+    again = _trainer(settings, data, tmp_path)  # as after a kill
+    assert again.step == 0
+    for model in (trainer.model, trainer.average, again.model):
+        assert all(torch.equal(fitted[name], weight) for name, weight in model.grip.state_dict().items())
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, data: Path, config: Path) -> None:
     config.write_text(CONFIG.replace("batch: 4", "batch: 4, checkpoint_seconds: 0.0"))
     code = (
@@ -115,12 +128,11 @@ def test_a_killed_run_goes_on(tmp_path: Path, data: Path, config: Path) -> None:
     try:
         state = tmp_path / "run" / "state.safetensors"
         deadline = time.monotonic() + 120
-        while not state.exists() and time.monotonic() < deadline and process.poll() is None:
+        while not _steps(state) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert state.exists()
     settings = WorldModelTraining.load(config)
     trainer = _trainer(settings, data, tmp_path / "run")
     assert trainer.step >= 1
@@ -158,6 +170,10 @@ def test_what_cannot_be_trained_on_is_said(tmp_path: Path, make_episode: Callabl
 
 def _cache(data: Path) -> FrameCache:
     return open_cache(data, size=64, patch=4, actions_per_frame=3, rig="tabletop")
+
+
+def _steps(state: Path) -> int:
+    return int(checkpointing.load_state(state)[1]["step"]) if state.exists() else 0
 
 
 def _trainer(settings: WorldModelTraining, data: Path, out: Path) -> Trainer:

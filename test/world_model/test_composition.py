@@ -33,7 +33,7 @@ def _frames() -> tuple[torch.Tensor, torch.Tensor]:
     return last, first
 
 
-def _mixed(choice: int, calibrated: float = 1.0) -> torch.Tensor:
+def _mixed(choice: int, calibrated: float = 1.0, correction: float = 0.0) -> torch.Tensor:
     geometry = CameraGeometry([DOWN, None, None], 16, 64)
     last, first = _frames()
     hands = (_kinematics(0.0), _kinematics(0.0), _kinematics(0.04))
@@ -43,7 +43,8 @@ def _mixed(choice: int, calibrated: float = 1.0) -> torch.Tensor:
     logits = torch.zeros(2, 3, 16, 16, composition.CHOICES, 16)
     logits[..., choice, :] = 50.0
     nothing = torch.zeros(2, 3, 16, 16, 48)
-    drawn = composition.compose(given, nothing + 0.1, logits.flatten(4), nothing[..., :32], 4)
+    shift = nothing[..., :2] + correction * torch.tensor([1.0, 0.0])
+    drawn = composition.compose(given, nothing + 0.1, logits.flatten(4), shift, 4)
     return composition.frame(drawn)
 
 
@@ -62,6 +63,14 @@ def test_what_the_hand_holds_comes_along_in_a_calibrated_view_only() -> None:
     assert np.abs(after[:, 0, :, 20:40] - before[:, 0, :, 23:43]).max() < 2  # the base's y points to the left
     assert np.abs(after[:, 1:] - before[:, 1:]).max() < 2
     assert torch.allclose(_mixed(1, calibrated=0.0), last, atol=1e-4)
+
+
+def test_a_correction_moves_what_it_is_told_of_as_a_whole() -> None:
+    last, _ = _frames()
+    before = patches.from_patches(patches.to_uint8(last), 4).astype(float)
+    shift = float(np.arctanh(3 / 64 / composition.REACH))  # 3 pixels to the right of where it would be looked up
+    after = patches.from_patches(patches.to_uint8(_mixed(1, 0.0, shift)), 4).astype(float)
+    assert np.abs(after[:, :, :, :60] - before[:, :, :, 3:63]).max() < 2
 
 
 def test_what_is_looked_up_again_and_again_stays_sharp() -> None:

@@ -11,7 +11,7 @@ import torch
 from wvl_ros.errors import ConfigError
 from wvl_ros.world_model.composition import sample
 from wvl_ros.world_model.geometry import CameraGeometry
-from wvl_ros.world_model.kinematics import Kinematics
+from wvl_ros.world_model.kinematics import TCP_OFFSET, Kinematics
 
 # One metre above the table's centre, looking straight down, image up along the base's x axis.
 DOWN: dict[str, Any] = {
@@ -43,6 +43,26 @@ def test_the_gripper_is_marked_where_the_camera_sees_it() -> None:
     assert column in (7, 8)
     assert row == int((0.5 - 0.15 / (2 * np.tan(np.pi / 6))) * 16)
     assert float(maps[0, 1].abs().max()) == 0.0  # the second camera is not calibrated
+
+
+def test_each_place_is_told_how_it_lies_to_the_fingertips() -> None:
+    geometry = CameraGeometry([DOWN, None, WRIST], 16, 64)
+    on, above = (geometry.reach(_kinematics(0.65, 0.1, TCP_OFFSET + z)) for z in (0.02, 0.08))
+    assert on.shape == (1, 3, 4, 16, 16)
+    assert float(on[0, 1].abs().max()) == 0.0  # the second camera is not calibrated
+    row, column = divmod(int(on[0, 0, 2].argmax()), 16)
+    scale = 16 / (2 * 0.98 * np.tan(np.pi / 6))  # grid cells a metre, 0.02 m above the table
+    assert (row, column) == (int(8 - 0.15 * scale), int(8 - 0.1 * scale))
+    # The fingers open along the base's y, which is the image's horizontal.
+    along, across = on[0, 0, 0, row], on[0, 0, 1, :, column]
+    for line, here in ((along, column), (across, row)):
+        assert float(line[0] * line[-1]) < -0.9
+        assert line.sign().diff().ne(0).sum() == 1
+        assert abs(float(line[here])) < 0.7
+    assert float(on[0, :, 3].abs().max()) < 1e-5  # as high as the middle of an object
+    torch.testing.assert_close(above[0, 0, 3], above[0, 0, 2] * np.tanh(3.0), rtol=1e-4, atol=1e-6)
+    wrist = geometry.reach(_kinematics(0.65, 0.1, 0.3))[0, 2, 2]
+    assert 0.5 < float(wrist.max()) <= 1.0  # below the hand, wherever it is
 
 
 def test_the_wrist_view_moves_with_the_arm_over_the_table() -> None:

@@ -36,7 +36,7 @@ def test_it_learns_to_see_whether_something_is_between_the_fingers() -> None:
         views[something, 2, 4:6, 3:5, :6] += 1.0  # in the wrist view
         poses, open_ = torch.zeros(count, 6), torch.zeros(count, 1)
         arm = Kinematics.at_rest(poses, open_, torch.cat([poses, open_ + 1], 1))
-        logits = grip(views, torch.zeros(count, 3, 8, 8, 4), arm, arm, torch.ones(count, 3))
+        logits = grip(views, torch.zeros(count, 3, 8, 8, 8), arm, arm, torch.ones(count, 3))
         return logits, torch.where(something, 0.5, 1.0)[:, None]
 
     for _ in range(150):

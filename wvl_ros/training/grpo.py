@@ -49,7 +49,7 @@ class GRPOSettings:
     group_size: int = 8
     latest: float = 0.0
     attempts: int = 2
-    temperature: float = 2.0
+    temperature: float = 0.8
     explore: str = "chunk"
     reward: str = "success"
     epochs: int = 2

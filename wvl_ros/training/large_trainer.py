@@ -124,7 +124,7 @@ class LargeTrainer:
                     model,
                     self.windows.batch(windows[i]),
                     reward_weight=settings.reward_weight,
-                    state_weight=settings.gripper_weight,
+                    state_weight=settings.state_weight,
                     generator=torch.Generator().manual_seed(seeds[i]),
                 )
             (parts["loss"] / len(own)).backward()

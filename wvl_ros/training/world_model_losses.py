@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wvl_ros.world_model.grip import spread
-
 
 def image_loss(frame: Tensor, true: Tensor, last: Tensor, first: Tensor, change_weight: float) -> Tensor:
     """20 x squared + (smoothed) absolute error, patches that differ from the last or the first frame counting more."""
@@ -26,11 +24,6 @@ def reward_loss(logit: Tensor, reward: Tensor, sigma: Tensor, known: Tensor | No
     """
     each = F.binary_cross_entropy_with_logits(logit, reward, reduction="none") / (1 + sigma * sigma)
     return (each if known is None else each * known).mean()
-
-
-def gripper_loss(grip: Tensor, true: Tensor) -> Tensor:
-    """Cross-entropy of the gripper's position: logits (B, 26) against true ones (B, 1)."""
-    return F.cross_entropy(grip, spread(true))
 
 
 def _change(a: Tensor, b: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class WorldModelTraining:
         other_rigs: share of slots on episodes of other rigs than the calibrated one, when there are any.
         uncalibrated_share: share of slots on calibrated episodes that are told that they are not.
         replay_share: share of slots on old episodes, when there are any.
-        change_weight: extra weight on patches that change. reward_weight, gripper_weight: of these two losses beside
-            the image.
+        change_weight: extra weight on patches that change. reward_weight, state_weight: of these two losses beside
+            the image; the small size fits its state beforehand.
         outcomes, sources: only episodes of these outcomes ('success', 'near_success', 'failure') and by these actors
             ('expert', 'policy', 'teleop'); empty takes all.
         joint_reward: whether the reward head is trained with the network and sees its features; else it is a separate
@@ -77,7 +77,7 @@ class WorldModelTraining:
     replay_share: float = 0.5
     change_weight: float = 2.0
     reward_weight: float = 0.2
-    gripper_weight: float = 0.1
+    state_weight: float = 0.1
     outcomes: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     joint_reward: bool = True

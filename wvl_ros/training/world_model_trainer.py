@@ -12,14 +12,14 @@ from torch import Tensor
 
 from wvl_ros.training import checkpointing, lora
 from wvl_ros.training.descent import Descent, Losses
-from wvl_ros.training.grip_fit import fit_grip
+from wvl_ros.training.grip_fit import fit_grip, imagined_closings
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.posture import fit_posture
 from wvl_ros.training.processes import Processes
 from wvl_ros.training.slots import Slots, SlotSettings
 from wvl_ros.training.tracking import fit_others, fit_tracking, tracking_errors
 from wvl_ros.training.world_model_data import TrainingData
-from wvl_ros.training.world_model_losses import gripper_loss, image_loss, reward_loss
+from wvl_ros.training.world_model_losses import image_loss, reward_loss
 from wvl_ros.training.world_model_settings import WorldModelTraining, build_model, with_words
 from wvl_ros.world_model.kinematics import GRIPPER
 from wvl_ros.world_model.loading import new_model, read_config, save_world_model
@@ -28,6 +28,7 @@ from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "state.safetensors"
 _GRIP_FRESH, _GRIP_KNOWN = 2500, 500  # updates of the grip alone, before a fresh model and before a fine-tune
+_GRIP_AGAIN, _GRIP_ROLLOUTS = 1000, 480  # updates at the end of a run, and rollouts whose frames they see
 LAST_FOLDER = "last"  # the last weights; the run's folder itself has the best
 
 
@@ -99,7 +100,8 @@ class Trainer:
             self.processes.copy_from_main(self.model)
             for name in ("tracking", "posture", "grip"):
                 getattr(self.average, name).load_state_dict(getattr(self.model, name).state_dict())
-        for part in (tracking, posture):
+        # Not the grip either: on the few closing frames of a batch it would forget what it was fitted to.
+        for part in (tracking, posture, self.model.grip):
             part.requires_grad_(False).zero_grad(set_to_none=True)
         if not self.joint:
             self.model.reward_head.requires_grad_(False)  # it is fitted after the run
@@ -115,6 +117,7 @@ class Trainer:
         self.journal = Journal(self.out, self.step, writes=self.processes.main)
         if not resumed:
             self.log("servo", tracking_errors(tracking, self.data.own) | fitted)
+            self.checkpoint()  # these fits take minutes
 
     def checkpoint(self) -> None:
         """Writes the state and the averaged weights; every process must call it."""
@@ -172,9 +175,8 @@ class Trainer:
         parts = {
             "image": image_loss(out.frame, true, last, first, settings.change_weight),
             "reward": reward_loss(out.reward, cache.rewards[after], sigma, self.labelled[episode]),
-            "gripper": gripper_loss(out.grip, gripper),
         }
-        loss = parts["image"] + settings.gripper_weight * parts["gripper"]
+        loss = parts["image"]
         if self.joint:
             loss = loss + settings.reward_weight * parts["reward"]
         self.descent.start()
@@ -184,6 +186,18 @@ class Trainer:
         self._average_weights()
         slots.advance(going_on, out.frame, out.kinematics)
         self.losses.add({name: float(value.detach()) for name, value in parts.items()}, self.processes)
+
+    def fit_grip_again(self) -> dict[str, float]:
+        """Fits the averaged model's grip once more, half on frames that this model draws; see `fit_grip`."""
+        effort, grip = self.settings.tracking_effort, self.average.grip
+        asked = [p.requires_grad for p in grip.parameters()]
+        grip.requires_grad_(True)
+        generator = torch.Generator().manual_seed(self.settings.seed + 2)
+        own = imagined_closings(self.average, self.cache, generator, round(_GRIP_ROLLOUTS * effort))
+        found = fit_grip(self.average, self.cache, generator, round(_GRIP_AGAIN * effort), own)
+        for p, grad in zip(grip.parameters(), asked, strict=True):
+            p.requires_grad_(grad)
+        return found
 
     @property
     def rate(self) -> float:

@@ -137,13 +137,15 @@ def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, p
 
     Args:
         change: (B, V, G, G, K) what new values add to the last frame. choice: (B, V, G, G, 5 patch^2) logits.
-        correction: (B, V, G, G, 2 patch^2) of where the moved pixels were, in units of `REACH`.
+        correction: (B, V, G, G, 2) of where the moved patches were, in units of `REACH`. One a patch, and between
+            patches in between: what moves keeps its shape, where each pixel by itself would scatter it.
     """
     batch, _, grid = given.last.views.shape[:3]
     n = patch * patch
     size = grid * patch
-    offset = correction.reshape(batch, VIEWS, grid, grid, 2, patch, patch).permute(0, 1, 2, 5, 3, 6, 4)
-    place = given.place + 2 * REACH * torch.tanh(offset.reshape(batch, VIEWS, size, size, 2))
+    offset = torch.tanh(correction).flatten(0, 1).permute(0, 3, 1, 2)
+    offset = F.interpolate(offset, size=(size, size), mode="bilinear", align_corners=False)
+    place = given.place + 2 * REACH * offset.permute(0, 2, 3, 1).unflatten(0, (batch, VIEWS))
     source = given.last.images.flatten(0, 1)
     moved = unimages(sample(source, place.flatten(0, 1), sharp=True).unflatten(0, (batch, VIEWS)), patch)
     inside = given.inside.reshape(batch, VIEWS, grid, patch, grid, patch).permute(0, 1, 2, 4, 3, 5)

@@ -18,10 +18,12 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.world_model import posture
 from wvl_ros.world_model.kinematics import TCP_OFFSET, Kinematics
 
-MAPS_PER_VIEW = 4
+MAPS_PER_VIEW, REACH_PER_VIEW = 4, 4
 _HALF_OPENING = 0.04  # m, of the Franka hand's fingers
 _PALM = 0.06  # m behind the TCP
 _TABLE_CENTER = (0.5, 0.0)
+_MIDDLE = 0.02  # m above the table: the middle of a usual object
+_AWAY, _ABOVE = 0.04, 0.02  # m from the TCP, along the table and upwards, in which touching is decided
 _MARKER_WIDTH = 0.8  # grid cells
 _NEAREST = 0.05  # m in front of the camera; nearer points are drawn at this depth
 _SHORTEST = 0.01  # of the image: a part of the arm that looks shorter is seen end on
@@ -61,6 +63,11 @@ class CameraGeometry(nn.Module):
             self.focal.append(focal)
             self.register_buffer(f"position_{view}", position, persistent=False)
             self.register_buffer(f"rotation_{view}", rotation, persistent=False)
+            axis = ((torch.arange(grid) + 0.5) / grid - 0.5) / focal
+            y, x = torch.meshgrid(axis, axis, indexing="ij")
+            rays = torch.stack([x, -y, -torch.ones_like(x)], -1).reshape(-1, 3) @ rotation.T
+            spots = position + (_MIDDLE - position[2]) / rays[:, 2:].clamp(max=-0.08) * rays
+            self.register_buffer(f"spots_{view}", spots[:, :2], persistent=False)
         for n in {grid, size}:
             axis = (torch.arange(n) + 0.5) / n - 0.5
             y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -81,6 +88,30 @@ class CameraGeometry(nn.Module):
             maps.append(torch.cat([table, table.abs()], 1))
         else:
             maps.append(self._blank(points))
+        return torch.stack(maps, 1)
+
+    def reach(self, k: Kinematics) -> Tensor:
+        """(B, 3, 4, G, G): how what stands at each place lies to the gripper, so that touching it can be told locally.
+
+        Along the fingers' opening and across it, cut smoothly at `_AWAY`; nearness; and nearness times how far the
+        fingertips are above the middle of a usual object.
+        """
+        state = k.state()
+        tcp, x, z = state[:, :3], state[:, 3:6], state[:, 6:9]
+        opening = F.normalize(torch.cross(z, x, dim=1)[:, :2], dim=1)
+        across = torch.stack([-opening[:, 1], opening[:, 0]], 1)
+        height = torch.tanh((tcp[:, 2:] - _MIDDLE) / _ABOVE)[:, None]
+        maps = []
+        for view in range(3):
+            if not self.known[view]:
+                maps.append(tcp.new_zeros(len(tcp), REACH_PER_VIEW, self.grid, self.grid))
+                continue
+            spots = self._table(k, self.grid, _MIDDLE) if view == 2 else self.get_buffer(f"spots_{view}")
+            gap = torch.stack([((spots - tcp[:, None, :2]) * way[:, None]).sum(2) for way in (opening, across)], 2)
+            gap = gap / _AWAY
+            near = torch.exp(-0.5 * gap.square().sum(2, keepdim=True))
+            each = torch.cat([torch.tanh(gap), near, near * height], 2)
+            maps.append(each.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
         return torch.stack(maps, 1)
 
     def silhouettes(self, starts: Tensor, ends: Tensor) -> Tensor:

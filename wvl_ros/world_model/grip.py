@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wvl_ros.world_model.geometry import MAPS_PER_VIEW
+from wvl_ros.world_model.geometry import MAPS_PER_VIEW, REACH_PER_VIEW
 from wvl_ros.world_model.kinematics import STATE_DIM, STATE_SCALE, Kinematics
 from wvl_ros.world_model.patches import VIEWS
 
@@ -29,7 +29,7 @@ class Grip(nn.Module):
 
     def __init__(self, view_channels: int, grid: int, actions: int) -> None:
         super().__init__()
-        seen = view_channels + MAPS_PER_VIEW
+        seen = view_channels + MAPS_PER_VIEW + REACH_PER_VIEW
         # Each view has filters of its own: the fingers are elsewhere in each.
         self.look_1 = nn.Conv2d(VIEWS * seen, VIEWS * _NARROW, 1, groups=VIEWS)
         self.look_2 = nn.Conv2d(VIEWS * _NARROW, VIEWS * _NARROW, 3, padding=1, groups=VIEWS)
@@ -43,7 +43,7 @@ class Grip(nn.Module):
         """Logits (B, 26).
 
         Args:
-            views: (B, V, G, G, K) the last frame. maps: (B, V, G, G, 4) of `CameraGeometry.maps` of `then`.
+            views: (B, V, G, G, K) the last frame. maps: (B, V, G, G, 8) of `WorldModel.maps` of `then`.
             now, then: of the last frame, and of the next as the servo alone would have it. commands: (B, K) gripper's.
         """
         x = torch.cat([views, maps], 4).flatten(0, 1).permute(0, 3, 1, 2)

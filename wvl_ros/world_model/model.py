@@ -23,7 +23,7 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.blocks import UNet, zero
 from wvl_ros.world_model.composition import Picture
-from wvl_ros.world_model.geometry import MAPS_PER_VIEW, CameraGeometry
+from wvl_ros.world_model.geometry import MAPS_PER_VIEW, REACH_PER_VIEW, CameraGeometry
 from wvl_ros.world_model.grip import Grip, likeliest
 from wvl_ros.world_model.instruction import InstructionEncoder
 from wvl_ros.world_model.kinematics import STATE_DIM, STATE_SCALE, Kinematics
@@ -84,7 +84,7 @@ class Context(NamedTuple):
 
 
 class WorldModel(ModelMixin, ConfigMixin):
-    """The small world model (about 3 M parameters at 64 channels).
+    """The small world model (about 4 M parameters at 64 channels).
 
     Args:
         image_size: pixels along a side of a view as the model sees it. patch: pixels along a side of a patch.
@@ -147,11 +147,11 @@ class WorldModel(ModelMixin, ConfigMixin):
         )
         self.view = nn.Parameter(0.1 * torch.randn(VIEWS, condition_dim))
         outlines = MAPS * (patch // 2) ** 2
-        inputs = 7 * self.view_channels + 2 * MAPS_PER_VIEW + outlines + 2 + VIEWS
+        inputs = 7 * self.view_channels + 2 * (MAPS_PER_VIEW + REACH_PER_VIEW) + outlines + 2 + VIEWS
         self.unet = UNet(inputs, channels, condition_dim, VIEWS, grid)
         self.to_frame = nn.Conv2d(channels, self.view_channels, 1)
         self.to_choice = nn.Conv2d(channels, patch * patch * composition.CHOICES, 1)
-        self.to_correction = nn.Conv2d(channels, patch * patch * 2, 1)
+        self.to_correction = nn.Conv2d(channels, 2, 1)
         self.grip = Grip(self.view_channels, grid, actions_per_frame)
         pooled = 2 * 2 * channels * VIEWS
         self.reward_head = RewardHead(self.view_channels, channels, pooled, 3 * STATE_DIM, instruction_dim, grid)
@@ -186,8 +186,9 @@ class WorldModel(ModelMixin, ConfigMixin):
         return k, torch.stack(commanded, 1)
 
     def maps(self, k: Kinematics, calibrated: Tensor) -> Tensor:
-        """`CameraGeometry.maps` of arms as views (B, V, G, G, 4), of nothing where `calibrated` (B,) is 0."""
-        return self.geometry.maps(k).permute(0, 1, 3, 4, 2) * (calibrated != 0)[:, None, None, None, None]
+        """`CameraGeometry.maps` and `reach` of arms as views (B, V, G, G, 8); zeros where `calibrated` (B,) is 0."""
+        maps = torch.cat([self.geometry.maps(k), self.geometry.reach(k)], 2)
+        return maps.permute(0, 1, 3, 4, 2) * (calibrated != 0)[:, None, None, None, None]
 
     def forward(
         self,
