@@ -125,3 +125,5 @@ def test_signals_end_all_nodes_cleanly_within_an_episode(start, recorded, tmp_pa
         assert node.wait() == 0, node.output
         assert "Traceback" not in node.output
     assert read_bag(only_recording(out) / "bag").outcome == "aborted"
+    # The recorder waited for what the world said last, instead of concluding it.
+    assert "marked aborted" not in nodes[2].output

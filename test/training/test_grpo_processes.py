@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from wvl_ros.sans.episodes import EpisodeEntry, list_episodes
 from wvl_ros.training.arena import ImaginedArena
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import GRPOTrainer
+from wvl_ros.training.practice import Practice
 from wvl_ros.training.processes import Processes
 from wvl_ros.world_model.imagination import Imagination
 
@@ -35,6 +37,16 @@ load(f"{here}/test_grpo_processes.py").train(load(f"{here}/conftest.py").LeftOf(
 """
 
 
+class Counting(ImaginedArena):
+    """Counts the batches that it is asked for."""
+
+    batches = 0
+
+    def practise(self, *args: Any) -> Practice:
+        self.batches += 1
+        return super().practise(*args)
+
+
 def train(world: Imagination, data: Path, out: Path) -> None:
     """Two updates of three batches of rollouts each, as every process makes them; checks count the calls."""
     torch.manual_seed(0)
@@ -51,8 +63,9 @@ def train(world: Imagination, data: Path, out: Path) -> None:
         return {"success": 0.1 * len(calls), "episodes": 10}
 
     processes = Processes.join()
-    arena = ImaginedArena(world, "tabletop")
+    arena = Counting(world, "tabletop")
     GRPOTrainer(policy, arena, list_episodes(data), settings, out, check, processes).fit()
+    (out / f"batches_{processes.rank}").write_text(str(arena.batches))
     processes.leave()
 
 
@@ -71,9 +84,12 @@ def test_two_processes_give_the_policy_of_one(
     )
     assert done.returncode == 0, done.stderr
     one, two = (SmallPolicy.from_pretrained(tmp_path / name).network.state_dict() for name in ("one", "two"))
-    fresh = SmallPolicy(PolicyConfig(channels=8, keypoints=4, hidden=32)).network.state_dict()
-    assert not all(torch.allclose(tensor, fresh[name], atol=1e-3) for name, tensor in one.items())
+    torch.manual_seed(0)
+    untrained = SmallPolicy(PolicyConfig(channels=8, keypoints=4, hidden=32)).network.state_dict()
+    assert max(float((tensor - untrained[name]).abs().max()) for name, tensor in one.items()) > 1e-3
     for name, tensor in one.items():
         assert torch.allclose(tensor, two[name], atol=1e-5), name
+    shares = [(tmp_path / name).read_text() for name in ("one/batches_0", "two/batches_0", "two/batches_1")]
+    assert shares == ["6", "4", "2"]  # of three an update
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
     assert len(logs[0]) == len(logs[1]) == 5  # two updates and three checks, told once

@@ -26,7 +26,7 @@ from wvl_ros.sans.bags.recording import RecordedTopic, RecordingReport, known_to
 from wvl_ros.srv import LabelEpisode
 
 LOOK = 1.0  # s between two looks for new topics
-LINGER = 0.5  # s in which the last words of nodes that were stopped with this one arrive
+LAST_WORDS = 0.5  # s in which the last words of nodes that were stopped with this one arrive
 
 
 class RecorderNode(WvlNode):
@@ -44,7 +44,7 @@ class RecorderNode(WvlNode):
     def __init__(self) -> None:
         super().__init__("recorder")
         keep_freed_memory()
-        self.linger = LINGER
+        self.linger = LAST_WORDS
         settings, render = self._settings()
         self._recorded: dict[str, RecordedEpisode] = {}
         self._reports: dict[str, RecordingReport] = {}

@@ -2,8 +2,8 @@
 it draws itself.
 
 The few frames in which a gripper closes decide most manipulation; a run that meets them once in twenty frames learns
-them slowly. This part is small and needs nothing of the network, so it sees them thousands of times first. But what it
-has only seen sharp it does not know again when it is imagined: then every third grasp came to nothing.
+them slowly. This part is small and needs nothing of the network, so it sees them thousands of times first. Imagined
+frames look otherwise; of the grasps in them it told fewer as nothing after it had seen such (31 -> 26 % of 110).
 """
 
 from __future__ import annotations
@@ -100,11 +100,10 @@ def imagined_closings(model: WorldModel, cache: FrameCache, generator: torch.Gen
     closing = closing[~_unseen(cache)[closing[:, 0]]]
     found: list[Closings] = []
     tokens = model.instruction.tokens(cache.instructions)
-    closes = torch.zeros(int(cache.step_start[-1]) + int(cache.frame_count[-1]) * cache.actions_per_frame + 1).bool()
+    closes = torch.zeros(len(cache.kinematics), dtype=torch.bool)  # by step
     closes[cache.step(*closing.unbind(1))] = True
-    ends = torch.zeros(len(cache), dtype=torch.long)
-    for number, frame in closing.tolist():
-        ends[number] = max(int(ends[number]), frame + 1)
+    episodes, frames_in = closing.unbind(1)
+    ends = torch.zeros(len(cache), dtype=torch.long).scatter_reduce(0, episodes, frames_in + 1, reduce="amax")
     batches = -(-rollouts // _ROLLOUTS) if len(closing) else 0
     for _ in tqdm(range(batches), desc="grip on own rollouts", disable=None):
         episode = closing[torch.randint(len(closing), (_ROLLOUTS,), generator=generator), 0].unique()

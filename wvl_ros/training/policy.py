@@ -25,7 +25,7 @@ from wvl_ros.training.demonstrations import collect
 from wvl_ros.training.grpo import GRPOSettings
 from wvl_ros.training.grpo_trainer import Check, GRPOTrainer
 from wvl_ros.training.practice import require_whole_calls
-from wvl_ros.training.processes import Processes
+from wvl_ros.training.processes import Processes, let_one_speak, started
 from wvl_ros.training.samples import Samples, build_samples, read_episodes
 from wvl_ros.training.settings import read_settings
 from wvl_ros.training.supervised import SupervisedTrainer, TrainConfig
@@ -98,10 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains a policy and writes its checkpoint; gives the folder and the last figures."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.method != "grpo":
+    if started() > 1 and args.method != "grpo":
         raise ConfigError(f"--method {args.method} runs in one process: start it without torchrun.")
-    if int(os.environ.get("RANK", "0")):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (of several processes one tells the result)
+    let_one_speak()
     for name, methods in _BELONGS.items():
         if getattr(args, name) is not None and args.method not in methods:
             option = name.replace("_", "-")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,17 @@ from torch import Tensor, nn
 from wvl_ros.errors import ConfigError
 
 _PATIENCE = timedelta(hours=6)  # the others wait that long while the first one validates
+
+
+def started() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def let_one_speak() -> None:
+    """Of several processes only the first prints its result."""
+    if int(os.environ.get("RANK", "0")):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
 
 
 @dataclass(frozen=True)
@@ -36,8 +48,7 @@ class Processes:
         Raises:
             ConfigError: they cannot be reached.
         """
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1:
+        if started() == 1:
             return cls()
         if not dist.is_initialized():
             try:
@@ -45,7 +56,7 @@ class Processes:
             except (ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"The processes of this run do not find each other ({error}); start them with "
-                    "`torchrun --nproc_per_node 2 -m wvl_ros.cli train world-model ...`."
+                    "`torchrun --nproc_per_node 2 -m wvl_ros.cli train ...`."
                 ) from error
         return cls(dist.get_rank(), dist.get_world_size())
 

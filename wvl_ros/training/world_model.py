@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 
 from wvl_ros.checkpoints import find
 from wvl_ros.errors import ConfigError
+from wvl_ros.training.processes import let_one_speak
 from wvl_ros.training.world_model_run import Sources, fine_tuning, train
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining
 from wvl_ros.world_model.loading import load_world_model
@@ -55,8 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains; returns what `show` prints."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    if int(os.environ.get("RANK", "0")):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (of several processes one tells the result)
+    let_one_speak()
     settings = WorldModelTraining.load(args.config)
     given = {"replay_share": args.replay_share, "patience": args.patience, "lora_rank": args.lora}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})

@@ -63,17 +63,14 @@ class CameraGeometry(nn.Module):
             self.focal.append(focal)
             self.register_buffer(f"position_{view}", position, persistent=False)
             self.register_buffer(f"rotation_{view}", rotation, persistent=False)
-            axis = ((torch.arange(grid) + 0.5) / grid - 0.5) / focal
-            y, x = torch.meshgrid(axis, axis, indexing="ij")
-            rays = torch.stack([x, -y, -torch.ones_like(x)], -1).reshape(-1, 3) @ rotation.T
-            spots = position + (_MIDDLE - position[2]) / rays[:, 2:].clamp(max=-0.08) * rays
-            self.register_buffer(f"spots_{view}", spots[:, :2], persistent=False)
         for n in {grid, size}:
             axis = (torch.arange(n) + 0.5) / n - 0.5
             y, x = torch.meshgrid(axis, axis, indexing="ij")
             rays = torch.stack([x / self.focal[2], -y / self.focal[2], -torch.ones_like(x)], -1)
             self.register_buffer(f"rays_{n}", rays.reshape(-1, 3), persistent=False)
             self.register_buffer(f"pixels_{n}", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)
+        for view in (0, 1):
+            self.register_buffer(f"spots_{view}", self._spots(view), persistent=False)
 
     def maps(self, k: Kinematics) -> Tensor:
         """(B, 3, 4, G, G): markers of palm, two fingertips and floor shadow in the fixed views, table coordinates in
@@ -231,6 +228,14 @@ class CameraGeometry(nn.Module):
     def _wrist(self, k: Kinematics) -> tuple[Tensor, Tensor]:
         position = k.position + k.rotation @ self.get_buffer("position_2")
         return position, k.rotation @ self.get_buffer("rotation_2")
+
+    def _spots(self, view: int) -> Tensor:
+        """(grid * grid, 2) m: where each place's ray of a fixed view is `_MIDDLE` above the table; as `_table`."""
+        x, y = self.get_buffer(f"pixels_{self.grid}").T / self.focal[view]
+        rays = torch.stack([x, -y, -torch.ones_like(x)], 1) @ self.get_buffer(f"rotation_{view}").T
+        position = self.get_buffer(f"position_{view}")
+        reach = (_MIDDLE - position[2]) / rays[:, 2].clamp(max=-0.08)
+        return (position + reach[:, None] * rays)[:, :2]
 
     def _table(self, k: Kinematics, n: int, height: float = 0.0) -> Tensor:
         """(B, n * n, 2) m: where each wrist pixel's ray is `height` m above the table; rays above the horizon are bent
