@@ -1,6 +1,6 @@
 """The world model without one of its parts, each trained from scratch with the same budget, on the same episodes.
 
-    python -m benchmarks.ablations [--minutes 30] [--data data/train] [--validation data/val] [--runs runs/ablations]
+    python -m benchmarks.ablations [--updates 2000] [--data data/train] [--validation data/val] [--runs runs/ablations]
 
 The success threshold is chosen on the validation episodes of the same kind as the training's; the figures are of other
 episodes, the same for all: successes and near-successes in equal parts, half of them played by a policy. A run that was
@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    minutes: float = 30.0,
+    updates: int = 2000,
     data: Path = Path("data/train"),
     validation: Path = Path("data/val"),
     runs: Path = Path("runs/ablations"),
@@ -52,13 +52,13 @@ def run(
     for name, changes in KINDS.items():
         settings = replace(WorldModelTraining.load(config), validate_seconds=1e9, **changes)
         out = runs / name.replace(" ", "_")
-        result = train(settings, Sources(data, validation), out, Budget(None, minutes))
+        result = train(settings, Sources(data, validation), out, Budget(updates, None))
         if result.get("stopped"):
             return figures | {name: "stopped; run it again"}
         model = load_world_model(out)
         cache = open_cache(HELD_OUT, **cache_shape(model.config))
         measured, _ = evaluate(model, cache, np.arange(len(cache)), judge=judge)
-        figures[name] = _row(measured) | {"updates": result["step"]}
+        figures[name] = _row(measured) | {"seconds": result["seconds"]}
     return figures
 
 
@@ -81,13 +81,13 @@ def _row(measured: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of training, each")
+    parser.add_argument("--updates", type=int, default=2000, help="of each; minutes would depend on what else runs")
     parser.add_argument("--data", type=Path, default=Path("data/train"))
     parser.add_argument("--validation", type=Path, default=Path("data/val"))
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--config", type=Path, default=None)
     options = parser.parse_args()
-    found = run(options.minutes, options.data, options.validation, options.runs, options.config)
+    found = run(options.updates, options.data, options.validation, options.runs, options.config)
     for key, value in found.items():
         print(f"{key}: {value}")
-    write_json(RESULTS / "ablations.json", {"minutes": options.minutes, "figures": found})
+    write_json(RESULTS / "ablations.json", {"updates": options.updates, "figures": found})

@@ -210,6 +210,18 @@ def test_vlaw_distrusts_a_judge_that_says_the_same_of_all(
     training.show(result)
 
 
+def test_vlaw_imagines_from_starts_that_need_not_teach(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+    for name, source in (("droid", "teleop/droid"), ("tabletop", "policy/tabletop")):
+        make_episode(source=source).save(tmp_path / name / "0.safetensors")
+    words = ("--method", "vlaw", "--out", tmp_path / "out", "--init", "small")
+    with pytest.raises(EpisodeError, match="is of the world model's rig 'tabletop'"):
+        train(*words, "--data", tmp_path / "tabletop", "--starts", tmp_path / "droid")
+    result = train(
+        *words, "--data", tmp_path / "droid", "--starts", tmp_path / "tabletop", "--steps", 2, "--learn-from", "real"
+    )
+    assert result["real_episodes"] == 1
+
+
 def test_starts_of_a_task_that_no_episode_has_are_refused(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     make_episode().save(tmp_path / "data" / "0.safetensors")
     words = ("--data", tmp_path / "data", "--out", tmp_path / "out", "--init", "small", "--method", "grpo")

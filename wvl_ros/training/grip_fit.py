@@ -113,12 +113,16 @@ def imagined_closings(model: WorldModel, cache: FrameCache, generator: torch.Gen
         context = model.context(first, kinematics, tokens[episode], calibrated)
         last = previous = first
         for t in range(int(lengths.max())):
-            index = (start + t).minimum(lengths - 1)
+            on = (lengths > t).nonzero()[:, 0]  # the others are drawn no more
+            if len(on) < len(episode):
+                context, episode, lengths = context.select(on), episode[on], lengths[on]
+                last, previous, kinematics, calibrated = last[on], previous[on], kinematics[on], calibrated[on]
+            index = torch.full_like(episode, t)
             actions, after = cache.chunk(episode, index), cache.step(episode, index + 1)
             true = cache.kinematics[after, GRIPPER : GRIPPER + 1]
             here = closes[cache.step(episode, index)]
             some = torch.rand(len(episode), generator=generator) < _SOME
-            rows = ((here | some) & (lengths > t)).nonzero()[:, 0]
+            rows = (here | some).nonzero()[:, 0]
             frames = last[rows].to(torch.bfloat16)
             found.append(Closings(frames, kinematics[rows], actions[rows], calibrated[rows], true[rows], here[rows]))
             noise = torch.randn(last.shape, generator=generator)

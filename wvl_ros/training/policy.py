@@ -42,7 +42,8 @@ _TRUSTED = 200  # real rollouts at most on which a judge is measured
 _BELONGS = {
     "minutes": ("sft",), "steps": ("sft", "vlaw"), "demonstrations": ("sft",), "updates": ("grpo",),
     "world_model": ("grpo", "vlaw"), "judge": ("vlaw",), "judge_checkpoint": ("vlaw",), "validation": ("vlaw",),
-    "rollouts": ("vlaw",), "learn_from": ("vlaw",), "world": ("grpo",), "denoising_steps": ("grpo", "vlaw"),
+    "rollouts": ("vlaw",), "starts": ("vlaw",), "learn_from": ("vlaw",), "world": ("grpo",),
+    "denoising_steps": ("grpo", "vlaw"),
 }  # fmt: skip
 
 
@@ -80,12 +81,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--denoising-steps", type=int, help="grpo, vlaw: of an imagined frame (default: the model's)")
     parser.add_argument("--updates", type=int, help="grpo: updates of the policy (default: the configuration's)")
     parser.add_argument("--rollouts", type=int, help="vlaw: imagined rollouts of each task (default: 500)")
+    parser.add_argument(
+        "--starts",
+        type=Path,
+        nargs="+",
+        help="vlaw: episodes whose first observations imagined rollouts start from (default: those in --data)",
+    )
     parser.add_argument("--judge", help="vlaw: who accepts imagined rollouts (default: reward_head)")
     parser.add_argument(
         "--judge-checkpoint", help="vlaw: of the judge (default: reward_head and visual take the world model)"
     )
     parser.add_argument(
-        "--validation", type=Path, help="vlaw: real rollouts to measure the judge on (default: those in --data)"
+        "--validation", type=Path, help="vlaw: real rollouts to measure the judge on (default: those of --starts)"
     )
     parser.add_argument(
         "--learn-from", choices=SOURCES, help="vlaw: both (default), real (filtered behaviour cloning) or synthetic"
@@ -208,7 +215,7 @@ def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
     policy = _first(args)
     imagination, rig = _imagination(args, policy)
     facts: dict[str, Any] = {"method": "vlaw", "checkpoint": str(args.out), "learn_from": settings.learn_from}
-    entries = _entries(args.data, rig, args.tasks)
+    entries = _entries(args.starts or args.data, rig, args.tasks)
     judge = _judge(args)
     steps = f" in {args.denoising_steps} steps" if args.denoising_steps else ""
     names = (args.init, f"{args.world_model or 'small'}{steps}")
