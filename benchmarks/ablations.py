@@ -59,6 +59,7 @@ def run(
         cache = open_cache(HELD_OUT, **cache_shape(model.config))
         measured, _ = evaluate(model, cache, np.arange(len(cache)), judge=judge)
         figures[name] = _row(measured) | {"seconds": result["seconds"]}
+        print(f"{name}: {figures[name]}", flush=True)
     return figures
 
 
@@ -88,6 +89,4 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, default=None)
     options = parser.parse_args()
     found = run(options.updates, options.data, options.validation, options.runs, options.config)
-    for key, value in found.items():
-        print(f"{key}: {value}")
     write_json(RESULTS / "ablations.json", {"updates": options.updates, "figures": found})

@@ -207,7 +207,8 @@ class Run:
         if not trainer.joint:
             from wvl_ros.training.classifier_fit import fit_classifier
 
-            figures["classifier"] = fit_classifier(trainer.average, trainer.cache, **limit, generator=generator)
+            own = limit | ({"updates": self.whole.steps} if self.whole.steps else {})  # as many as the joint head has
+            figures["classifier"] = fit_classifier(trainer.average, trainer.cache, **own, generator=generator)
         from wvl_ros.training.reward_fit import fit_reward
 
         return figures | fit_reward(trainer.average, trainer.cache, **limit, generator=generator)
