@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.__main__ import RESULTS
+from benchmarks.agreement import TASKS, agreement, wvl
 from wvl_ros.training.checkpointing import write_json
 
 RUNS, DATA = Path("runs/improvement"), Path("data/improvement")
-TASKS = ("pick_place", "push", "stack")  # at sweeping the base never succeeds, so practice has nothing to compare
 DEMONSTRATIONS, ROLLOUTS = 400, 400
 ROLLOUT_SEED, TRUST_SEED, EVALUATION_SEED = 300_000, 960_000, 1_000_000
 
@@ -35,70 +31,44 @@ def run(
     """Trains all policies and compares them; `also` are further ones whose success imagined and real is compared."""
     demonstrations, real, trust, base = (*(DATA / name for name in ("demonstrations", "real", "trust")), RUNS / "base")
     done: dict[str, Any] = {}
-    done["base"] = _wvl(
+    done["base"] = wvl(
         "train", "policy", "--data", demonstrations, "--demonstrations", DEMONSTRATIONS, "--workers", 2, "--out", base,
         "--steps", 9000,
     )  # fmt: skip
     for folder, seed, count in ((real, ROLLOUT_SEED, ROLLOUTS), (trust, TRUST_SEED, 50)):
         for task in TASKS:
-            _wvl(
+            wvl(
                 "collect", "--policy", base, "--temperature", 2, "--task", task, "--episodes", count, "--seed", seed,
                 "--workers", 2, "--out", folder,
             )  # fmt: skip
     practice = ("--init", base, "--tasks", *TASKS)
     for name, world in (("grpo", "imagined"), ("grpo_tabletop", "tabletop")):
-        done[name] = _wvl(
+        done[name] = wvl(
             "train", "policy", "--method", "grpo", *practice, "--data", starts, "--config", "config/policy_grpo.yaml",
             "--world", world, "--updates", updates, "--out", RUNS / name,
         )  # fmt: skip
     supervised = ("train", "policy", "--method", "vlaw", *practice)
-    done["control"] = _wvl(*supervised, "--data", demonstrations, "--learn-from", "real", "--out", RUNS / "control")
-    done["filtered_bc"] = _wvl(
+    done["control"] = wvl(*supervised, "--data", demonstrations, "--learn-from", "real", "--out", RUNS / "control")
+    done["filtered_bc"] = wvl(
         *supervised, "--data", demonstrations, real, "--learn-from", "real", "--out", RUNS / "filtered_bc"
     )
-    done["vlaw"] = _wvl(*supervised, "--data", demonstrations, real, "--validation", trust, "--out", RUNS / "vlaw")
+    done["vlaw"] = wvl(*supervised, "--data", demonstrations, real, "--validation", trust, "--out", RUNS / "vlaw")
     names = {name: str(RUNS / name) for name in done}
     found = {
-        world: _wvl(
+        world: wvl(
             "evaluate", "policy", *(word for path in [*names.values(), *also] for word in ("--checkpoint", path)),
             "--task", *TASKS, "--seed", EVALUATION_SEED, "--episodes", episodes, "--world", world,
         )
         for world in ("tabletop", "imagined")
     }  # fmt: skip
+    told = agreement(found["imagined"], found["tabletop"])
     for each in (result for results in found.values() for result in results.values()):
         del each["results"]
     figures: dict[str, Any] = {
         name: {"training": done[name], "imagined": found["imagined"][path]["tasks"], **found["tabletop"][path]}
         for name, path in names.items()
     }
-    return figures | {"imagined_against_real": _agreement(found["imagined"], found["tabletop"])}
-
-
-def _agreement(imagined: dict[str, Any], real: dict[str, Any]) -> dict[str, Any]:
-    """How well success in imagination tells success in the tabletop, over policies and tasks."""
-    pairs = {
-        f"{policy} {task}": (
-            imagined[policy]["tasks"][task]["success_rate"],
-            real[policy]["tasks"][task]["success_rate"],
-        )
-        for policy in real
-        for task in TASKS
-    }
-    a, b = np.array(list(pairs.values())).T
-    return {
-        "pearson_r": round(float(np.corrcoef(a, b)[0, 1]), 4),
-        "mean_gap": round(float((a - b).mean()), 4),
-        "mean_absolute_gap": round(float(np.abs(a - b).mean()), 4),
-        "pairs": pairs,
-    }
-
-
-def _wvl(*words: object) -> dict[str, Any]:
-    """What a command says with `--json`; its progress is shown as it goes."""
-    command = [sys.executable, "-m", "wvl_ros.cli", *map(str, words), "--json"]
-    print("wvl", *map(str, words), flush=True)
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(answer.stdout.splitlines()[-1]))
+    return figures | {"imagined_against_real": told}
 
 
 def main() -> None:
