@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +42,41 @@ def run() -> dict[str, Any]:
     model = load_world_model(find("world_model", "small"))
     config = model.config
     folder = collect_held_out(DATA, SEED, EPISODES, find("policy", "small"), tasks=TASKS, workers=os.cpu_count() or 1)
-    cache = open_cache(
-        folder, size=config["image_size"], patch=config["patch"],
-        actions_per_frame=config["actions_per_frame"], rig=config["rig"],
-    )  # fmt: skip
+    cache = _cache(folder, config)
     figures: dict[str, Any] = {}
     for threads in (1, 2):
         figures[f"robot steps/s of ImaginedWorld, batch 1, {threads} thread(s)"] = round(world_speed(threads), 1)
     by_batch = {batch: _rate(_rollouts(model, cache, batch), batch, cache.actions_per_frame) for batch in BATCHES}
     figures |= {f"robot steps/s in total, batch {batch}": round(rate) for batch, rate in by_batch.items()}
+    figures["robot steps/s in total, two processes of one thread, batch 32"] = round(in_processes(2, 32))
     seconds, memory = by_horizon(model, cache)
     figures["seconds by frames, batch 8"] = seconds
     figures["MB of memory by frames, batch 8"] = memory
     times = {batch: batch * cache.actions_per_frame / rate for batch, rate in by_batch.items()}
     _chart(times, seconds, memory)
     return figures | compare(model, cache, by_batch)
+
+
+def in_processes(count: int, batch: int) -> float:
+    """Robot steps a second in total of so many processes at once, of one thread each."""
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        return sum(pool.map(_alone, [batch] * count))
+
+
+def _alone(batch: int) -> float:
+    torch.set_num_threads(1)
+    model = load_world_model(find("world_model", "small"))
+    cache = _cache(DATA, model.config)
+    advance = _rollouts(model, cache, batch)
+    _rate(advance, batch, cache.actions_per_frame)  # until the others have started too
+    return _rate(advance, batch, cache.actions_per_frame, seconds=10)
+
+
+def _cache(folder: Path, config: Any) -> FrameCache:
+    return open_cache(
+        folder, size=config["image_size"], patch=config["patch"],
+        actions_per_frame=config["actions_per_frame"], rig=config["rig"],
+    )  # fmt: skip
 
 
 def world_speed(threads: int, steps: int = 150) -> float:
@@ -77,7 +99,8 @@ def world_speed(threads: int, steps: int = 150) -> float:
 
 def by_horizon(model: WorldModel, cache: FrameCache) -> tuple[dict[int, float], dict[int, float]]:
     """Seconds, and MB of the process's own memory at the end, of rollouts of so many frames in a batch of 8."""
-    seconds, memory = {}, {}
+    seconds: dict[int, float] = {}
+    memory: dict[int, float] = {}
     _rate(_rollouts(model, cache, 8), 8, 3)  # what is allocated once
     for frames in HORIZONS:
         advance = _rollouts(model, cache, 8)
