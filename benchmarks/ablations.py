@@ -54,7 +54,7 @@ def run(
         out = runs / name.replace(" ", "_")
         result = train(settings, Sources(data, validation), out, Budget(updates, None))
         if result.get("stopped"):
-            return figures | {name: "stopped; run it again"}
+            raise SystemExit(f"Stopped at '{name}'; the command goes on there.")
         model = load_world_model(out)
         cache = open_cache(HELD_OUT, **cache_shape(model.config))
         measured, _ = evaluate(model, cache, np.arange(len(cache)), judge=judge)

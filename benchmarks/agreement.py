@@ -2,7 +2,7 @@
 
     python -m benchmarks.agreement --checkpoint base --checkpoint small ... [--episodes 50] [--runs runs/agreement]
 
-Each policy plays the same starts in both worlds; what `runs` holds already is not played again.
+Each policy plays the same starts in both worlds; a world whose answer for just these is in `runs` is not played again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(checkpoints: Sequence[str], episodes: int = 50, runs: Path = Path("runs/
     found = {}
     for world in WORLDS:
         path = runs / f"{world}.json"
-        if not path.is_file():
+        if not _holds(path, checkpoints, episodes):
             chosen = [word for name in checkpoints for word in ("--checkpoint", name)]
             common = ("--task", *TASKS, "--seed", SEED, "--episodes", episodes, "--world", world)
             write_json(path, wvl("evaluate", "policy", *chosen, *common))
@@ -45,6 +45,15 @@ def run(checkpoints: Sequence[str], episodes: int = 50, runs: Path = Path("runs/
         panel.lines.append(Line(task, [real for _, real in pairs], [imagined for imagined, _ in pairs], dots=True))
     write_chart(RESULTS / "agreement.png", [panel])
     return figures | {"episodes_each": episodes}
+
+
+def _holds(path: Path, checkpoints: Sequence[str], episodes: int) -> bool:
+    """Whether a file is the answer for these checkpoints (names or folders) and so many episodes of each task."""
+    if not path.is_file():
+        return False
+    answer = json.loads(path.read_text(encoding="utf-8"))
+    counts = {name: [task["episodes"] for task in facts["tasks"].values()] for name, facts in answer.items()}
+    return counts == {name: [episodes] * len(TASKS) for name in checkpoints}
 
 
 def agreement(imagined: dict[str, Any], real: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from wvl_ros.evaluation.images import image_measures
 from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes
 from wvl_ros.evaluation.outcome import outcome_measures
 from wvl_ros.training.frame_cache import FrameCache, open_cache
+from wvl_ros.training.world_model_data import cache_shape
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.loading import load_world_model
 from wvl_ros.world_model.model import WorldModel
@@ -40,9 +41,8 @@ CHART = Path(__file__).parent / "results" / "imagination_speed.png"
 def run() -> dict[str, Any]:
     """Robot steps a second by threads and batch; time and memory by horizon; a plain pipeline's quality and speed."""
     model = load_world_model(find("world_model", "small"))
-    config = model.config
     folder = collect_held_out(DATA, SEED, EPISODES, find("policy", "small"), tasks=TASKS, workers=os.cpu_count() or 1)
-    cache = _cache(folder, config)
+    cache = open_cache(folder, **cache_shape(model.config))
     figures: dict[str, Any] = {}
     for threads in (1, 2):
         figures[f"robot steps/s of ImaginedWorld, batch 1, {threads} thread(s)"] = round(world_speed(threads), 1)
@@ -66,17 +66,10 @@ def in_processes(count: int, batch: int) -> float:
 def _alone(batch: int) -> float:
     torch.set_num_threads(1)
     model = load_world_model(find("world_model", "small"))
-    cache = _cache(DATA, model.config)
+    cache = open_cache(DATA, **cache_shape(model.config))
     advance = _rollouts(model, cache, batch)
     _rate(advance, batch, cache.actions_per_frame)  # until the others have started too
     return _rate(advance, batch, cache.actions_per_frame, seconds=10)
-
-
-def _cache(folder: Path, config: Any) -> FrameCache:
-    return open_cache(
-        folder, size=config["image_size"], patch=config["patch"],
-        actions_per_frame=config["actions_per_frame"], rig=config["rig"],
-    )  # fmt: skip
 
 
 def world_speed(threads: int, steps: int = 150) -> float:

@@ -22,7 +22,7 @@ SETTINGS = WorldModelTraining(model={"image_size": 32, "channels": 8, "condition
 def data(make_episode: Callable[..., Episode], tmp_path: Path) -> TrainingData:
     for i in range(24):
         outcome = ("success", "failure")[i % 2]
-        make_episode(seed=i, outcome=outcome, steps=25).save(tmp_path / f"{i}.safetensors")
+        make_episode(seed=i, outcome=outcome, steps=(25, 19)[i // 2 % 2]).save(tmp_path / f"{i}.safetensors")
     return open_data(SETTINGS, SETTINGS.model, tmp_path)
 
 
@@ -50,7 +50,11 @@ def test_closing_is_when_it_moves_and_is_told_to_close(data: TrainingData) -> No
 def test_it_learns_from_what_the_model_draws_as_well(data: TrainingData) -> None:
     torch.manual_seed(0)
     model = build_model(SETTINGS, data.cache)
+    drawn: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: drawn.append(len(given[0])))
     own = imagined_closings(model, data.cache, torch.Generator().manual_seed(0), 40)
+    assert drawn == sorted(drawn, reverse=True)
+    assert drawn[-1] < drawn[0]  # a rollout ends with its last closing
     assert own.closing.any()
     assert (~own.closing).any()
     gap = own.true[:, 0] - own.kinematics[:, GRIPPER]

@@ -61,6 +61,7 @@ def test_a_separate_classifier_has_nothing_of_the_network(tmp_path: Path, data: 
     assert all(torch.equal(tensor, head[name]) for name, tensor in trainer.model.reward_head.state_dict().items())
     result = train(settings, Sources(data), tmp_path / "out", Budget(10, None))
     assert {"classifier", "updates"} <= set(result["reward_fit"])
+    assert result["reward_fit"]["classifier"]["updates"] == 10  # as many as the network, whose head would learn with it
     model = load_world_model(tmp_path / "out")
     assert model.config["joint_reward"] is False
 
