@@ -107,13 +107,13 @@ def test_the_loss_falls_on_one_batch_of_episodes(tmp_path: Path, data: Path, con
 def test_what_is_fitted_beforehand_is_on_disk_at_once_and_stays(tmp_path: Path, data: Path, config: Path) -> None:
     settings = WorldModelTraining.load(config)
     trainer = _trainer(settings, data, tmp_path)
-    fitted = {name: weight.clone() for name, weight in trainer.model.grip.state_dict().items()}
+    fitted = {name: weight.clone() for name, weight in trainer.model.contact.state_dict().items()}
     for _ in range(3):
         trainer.update(0.0)
     again = _trainer(settings, data, tmp_path)  # as after a kill
     assert again.step == 0
     for model in (trainer.model, trainer.average, again.model):
-        assert all(torch.equal(fitted[name], weight) for name, weight in model.grip.state_dict().items())
+        assert all(torch.equal(fitted[name], weight) for name, weight in model.contact.state_dict().items())
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, data: Path, config: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from wvl_ros.checkpoints import find
 from wvl_ros.errors import CheckpointError, ConfigError
 from wvl_ros.world_model import composition
-from wvl_ros.world_model.grip import likeliest
+from wvl_ros.world_model.contact import likeliest
 from wvl_ros.world_model.instruction import InstructionEncoder, collect_vocabulary
 from wvl_ros.world_model.kinematics import GRIPPER, Kinematics
 from wvl_ros.world_model.loading import WEIGHTS_NAME, load_world_model, save_world_model

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from wvl_ros.training import checkpointing, lora
+from wvl_ros.training.contact_fit import fit_contact, imagined_closings
 from wvl_ros.training.descent import Descent, Losses
-from wvl_ros.training.grip_fit import fit_grip, imagined_closings
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.posture import fit_posture
 from wvl_ros.training.processes import Processes
@@ -27,8 +27,8 @@ from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "state.safetensors"
-_GRIP_FRESH, _GRIP_KNOWN = 2500, 500  # updates of the grip alone, before a fresh model and before a fine-tune
-_GRIP_AGAIN, _GRIP_ROLLOUTS = 1000, 480  # updates at the end of a run, and rollouts whose frames they see
+_CONTACT_FRESH, _CONTACT_KNOWN = 2500, 500  # updates of the contact alone, before a fresh model and before a fine-tune
+_CONTACT_AGAIN, _CONTACT_ROLLOUTS = 1000, 480  # updates at the end of a run, and rollouts whose frames they see
 LAST_FOLDER = "last"  # the last weights; the run's folder itself has the best
 
 
@@ -77,7 +77,7 @@ class Trainer:
         self.validations: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
-        """Takes up the state on disk, or fits servo, posture and grip and starts."""
+        """Takes up the state on disk, or fits servo, posture and contact and starts."""
         path = self.out / STATE_FILE
         resumed = path.is_file()
         tracking, posture = self.model.tracking, self.model.posture
@@ -95,13 +95,13 @@ class Trainer:
             else:
                 fit_others(tracking, self.data.own, self.generator)
             if self.adapter is None:
-                updates = round((_GRIP_FRESH if self.fresh else _GRIP_KNOWN) * effort)
-                fitted |= fit_grip(self.model, self.cache, self.generator, updates)
+                updates = round((_CONTACT_FRESH if self.fresh else _CONTACT_KNOWN) * effort)
+                fitted |= fit_contact(self.model, self.cache, self.generator, updates)
             self.processes.copy_from_main(self.model)
-            for name in ("tracking", "posture", "grip"):
+            for name in ("tracking", "posture", "contact"):
                 getattr(self.average, name).load_state_dict(getattr(self.model, name).state_dict())
-        # Not the grip either: on the few closing frames of a batch it would forget what it was fitted to.
-        for part in (tracking, posture, self.model.grip):
+        # Not the contact either: on the few closing frames of a batch it would forget what it was fitted to.
+        for part in (tracking, posture, self.model.contact):
             part.requires_grad_(False).zero_grad(set_to_none=True)
         if not self.joint:
             self.model.reward_head.requires_grad_(False)  # it is fitted after the run
@@ -187,15 +187,15 @@ class Trainer:
         slots.advance(going_on, out.frame, out.kinematics)
         self.losses.add({name: float(value.detach()) for name, value in parts.items()}, self.processes)
 
-    def fit_grip_again(self) -> dict[str, float]:
-        """Fits the averaged model's grip once more, half on frames that this model draws; see `fit_grip`."""
-        effort, grip = self.settings.tracking_effort, self.average.grip
-        asked = [p.requires_grad for p in grip.parameters()]
-        grip.requires_grad_(True)
+    def fit_contact_again(self) -> dict[str, float]:
+        """Fits the averaged model's contact once more, half on frames that this model draws; see `fit_contact`."""
+        effort, contact = self.settings.tracking_effort, self.average.contact
+        asked = [p.requires_grad for p in contact.parameters()]
+        contact.requires_grad_(True)
         generator = torch.Generator().manual_seed(self.settings.seed + 2)
-        own = imagined_closings(self.average, self.cache, generator, round(_GRIP_ROLLOUTS * effort))
-        found = fit_grip(self.average, self.cache, generator, round(_GRIP_AGAIN * effort), own)
-        for p, grad in zip(grip.parameters(), asked, strict=True):
+        own = imagined_closings(self.average, self.cache, generator, round(_CONTACT_ROLLOUTS * effort))
+        found = fit_contact(self.average, self.cache, generator, round(_CONTACT_AGAIN * effort), own)
+        for p, grad in zip(contact.parameters(), asked, strict=True):
             p.requires_grad_(grad)
         return found
 

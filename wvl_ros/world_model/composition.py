@@ -1,10 +1,11 @@
 """The next frame as a mixture of copies and new values, and where the copies come from.
 
-Each pixel is mixed of five: a new value, the last frame moved, the last frame, the first one, and the last one moved
-rigidly. Moved means: in the fixed views as the nearest part of the arm moves (so that what the hand holds comes along
-sharply), in the wrist view as the table would seem to move; in both, the network adds its own correction. Rigidly means
-without one, and in the wrist view as what stands on the table would seem to move. What need not be drawn anew does not
-drift.
+Each pixel is mixed of six: a new value, the last frame moved, the last frame, the first one, the last one moved
+rigidly, and the last one moved as what the hand touches. Moved means: in the fixed views as the nearest part of the arm
+moves (so that what the hand holds comes along sharply), in the wrist view as the table would seem to move; in both, the
+network adds its own correction. Rigidly means without one, and in the wrist view as what stands on the table would seem
+to move. What is touched moves in all views by one motion along the table (`contact`), so that it keeps its shape and
+the views agree. What need not be drawn anew does not drift.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wvl_ros.world_model.contact import CELL, CELLS, MIDDLE, Contact
 from wvl_ros.world_model.geometry import CameraGeometry
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.patches import VIEWS
 
-CHOICES = 5  # new, moved, last, first, rigid
+CHOICES = 6  # new, moved, last, first, rigid, touched
+_SURE = 6.0  # how much the mask of what is touched adds to the choice of its copy
 STANDING = 0.04  # m above the table: the upper side of a usual object
 REACH = 0.125  # of the image: the longest correction of a motion, 8 of 64 pixels
 
@@ -57,6 +60,8 @@ class Copies(NamedTuple):
     around: Tensor
     place: Tensor
     inside: Tensor
+    touched: Tensor
+    mask: Tensor
 
 
 def copies(
@@ -67,6 +72,7 @@ def copies(
     now: Kinematics,
     then: Kinematics,
     arms: tuple[Tensor, Tensor],
+    contact: Contact,
     calibrated: Tensor,
     patch: int,
 ) -> Copies:
@@ -92,6 +98,7 @@ def copies(
     moved_images = torch.stack([sample(last.images[:, v], arm[v], sharp=True) for v in (0, 1)] + [filled], 1)
     all_inside = torch.ones_like(from_last[:, 0])
     nothing = torch.zeros_like(last.views[:, :2])
+    touched, mask = _touched(geometry, last, now, then, contact, known)
     all_moved = unimages(moved_images, patch)
     return Copies(
         last=last,
@@ -101,6 +108,8 @@ def copies(
         around=torch.cat([nothing, unimages(around[:, None], patch)], 1),
         place=torch.stack([*arm, table], 1),
         inside=torch.stack([all_inside, all_inside, from_last[:, 0]], 1),
+        touched=unimages(touched, patch),
+        mask=_unmask(mask, patch),
     )
 
 
@@ -132,11 +141,38 @@ def _around(geometry: CameraGeometry, first_images: Tensor, then: Kinematics) ->
     return result
 
 
+def _touched(
+    geometry: CameraGeometry, last: Picture, now: Kinematics, then: Kinematics, contact: Contact, known: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The last frame with all moved as what the hand touches (B, V, 3, S, S), and where that is (B, V, S, S), 0..1."""
+    size, mask = geometry.size, contact.mask.sigmoid()[:, None]
+    pictures, masks = [], []
+    for view in range(VIEWS):
+        height = STANDING if view == 2 else MIDDLE
+        spots = geometry.level(view, then, height)
+        before = F.pad(contact.before(spots), (0, 1), value=height)
+        place, _ = geometry.places_of(view, before, now)
+        here = known & geometry.known[view]
+        place = torch.where(here, place.unflatten(1, (size, size)), geometry.still(len(place)))
+        pictures.append(sample(last.images[:, view], place, sharp=True))
+        where = (2 / (CELLS * CELL) * contact.below.local(spots)).unflatten(1, (size, size))
+        masks.append(F.grid_sample(mask, where, align_corners=False)[:, 0] * here[:, 0])
+    return torch.stack(pictures, 1), torch.stack(masks, 1)
+
+
+def _unmask(mask: Tensor, patch: int) -> Tensor:
+    """Masks (B, V, S, S) as views (B, V, G, G, patch^2)."""
+    batch, count, size, _ = mask.shape
+    grid = size // patch
+    split = mask.reshape(batch, count, grid, patch, grid, patch).permute(0, 1, 2, 4, 3, 5)
+    return split.reshape(batch, count, grid, grid, patch * patch)
+
+
 def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, patch: int) -> Tensor:
     """The next frame as views (B, V, G, G, K).
 
     Args:
-        change: (B, V, G, G, K) what new values add to the last frame. choice: (B, V, G, G, 5 patch^2) logits.
+        change: (B, V, G, G, K) what new values add to the last frame. choice: (B, V, G, G, 6 patch^2) logits.
         correction: (B, V, G, G, 2) of where the moved patches were, in units of `REACH`. One a patch, and between
             patches in between: what moves keeps its shape, where each pixel by itself would scatter it.
     """
@@ -154,12 +190,14 @@ def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, p
     def split(x: Tensor) -> Tensor:
         return x.unflatten(4, (3, n))
 
-    weights = choice.unflatten(4, (CHOICES, n)).softmax(4)
+    choice = choice.unflatten(4, (CHOICES, n))
+    sure = torch.cat([choice[..., :-1, :], choice[..., -1:, :] + _SURE * given.mask[..., None, :]], 4)
+    weights = sure.softmax(4)
     old = split(given.last.views)
     moved = torch.where(inside, split(moved), split(given.moved))
     new = old + split(change)
     mixed = weights[..., 0:1, :] * new
-    for i, part in enumerate((moved, old, split(given.first), split(given.rigid)), 1):
+    for i, part in enumerate((moved, old, split(given.first), split(given.rigid), split(given.touched)), 1):
         mixed = torch.addcmul(mixed, weights[..., i : i + 1, :], part)
     return mixed.flatten(4)
 

@@ -19,7 +19,7 @@ from wvl_ros.world_model import posture
 from wvl_ros.world_model.kinematics import TCP_OFFSET, Kinematics
 
 MAPS_PER_VIEW, REACH_PER_VIEW = 4, 4
-_HALF_OPENING = 0.04  # m, of the Franka hand's fingers
+HALF_OPENING = 0.04  # m, of the Franka hand's fingers
 _PALM = 0.06  # m behind the TCP
 _TABLE_CENTER = (0.5, 0.0)
 _MIDDLE = 0.02  # m above the table: the middle of a usual object
@@ -70,7 +70,8 @@ class CameraGeometry(nn.Module):
             self.register_buffer(f"rays_{n}", rays.reshape(-1, 3), persistent=False)
             self.register_buffer(f"pixels_{n}", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)
         for view in (0, 1):
-            self.register_buffer(f"spots_{view}", self._spots(view), persistent=False)
+            self.register_buffer(f"spots_{view}", self._spots(view, grid), persistent=False)
+            self.register_buffer(f"level_{view}", self._spots(view, size), persistent=False)
 
     def maps(self, k: Kinematics) -> Tensor:
         """(B, 3, 4, G, G): markers of palm, two fingertips and floor shadow in the fixed views, table coordinates in
@@ -191,13 +192,9 @@ class CameraGeometry(nn.Module):
             still = self.still(batch)
             return still, torch.ones(still.shape[:3], dtype=torch.bool, device=still.device)
         table = F.pad(self._table(seen, self.size, height), (0, 1), value=height)
-        position, rotation = self._wrist(taken)
-        local = (table - position[:, None]) @ rotation
-        depth = -local[..., 2:]
-        place = torch.cat([local[..., :1], -local[..., 1:2]], -1) * self.focal[2] / depth.clamp(min=0.02) * 2
-        place = torch.where(depth > 0.02, place, torch.full_like(place, 3.0)).clamp(-3, 3)
-        place = place.view(batch, self.size, self.size, 2)
-        return place, place.abs().amax(3) <= 1.0
+        place, inside = self.places_of(2, table, taken)
+        size = (self.size, self.size)
+        return place.unflatten(1, size), inside.unflatten(1, size)
 
     def places_in(self, view: int, seen: Kinematics) -> tuple[Tensor, Tensor]:
         """Where the wrist view at `seen` finds its pixels in a fixed view, if all lay on the table; as `places`."""
@@ -208,6 +205,31 @@ class CameraGeometry(nn.Module):
         place = 2 * self.project(view, F.pad(self._table(seen, self.size), (0, 1))).clamp(-1.5, 1.5)
         place = place.view(batch, self.size, self.size, 2)
         return place, place.abs().amax(3) <= 1.0
+
+    def places_of(self, view: int, points: Tensor, k: Kinematics) -> tuple[Tensor, Tensor]:
+        """Where a view shows points (B, N, 3) of the base, the wrist's at `k`; (B, N, 2) in the units of `still`, and
+        whether that is inside the image, (B, N) bool. Nowhere in one that is not calibrated.
+        """
+        if not self.known[view]:
+            return torch.zeros_like(points[..., :2]), torch.zeros_like(points[..., 0], dtype=torch.bool)
+        if view < 2:
+            place = 2 * self.project(view, points)
+        else:
+            position, rotation = self._wrist(k)
+            local = (points - position[:, None]) @ rotation
+            depth = -local[..., 2:]
+            place = torch.cat([local[..., :1], -local[..., 1:2]], -1) * self.focal[2] / depth.clamp(min=0.02) * 2
+            place = torch.where(depth > 0.02, place, torch.full_like(place, 3.0))
+        place = place.clamp(-3, 3)
+        return place, place.abs().amax(2) <= 1.0
+
+    def level(self, view: int, k: Kinematics, height: float) -> Tensor:
+        """(B, S^2, 2) m: where each pixel's ray is `height` m above the table; of the wrist view, at `k`."""
+        if not self.known[view]:
+            return k.position.new_zeros(len(k.position), self.size**2, 2)
+        if view == 2:
+            return self._table(k, self.size, height)
+        return self.get_buffer(f"level_{view}").expand(len(k.position), -1, -1)
 
     def project(self, view: int, points: Tensor) -> Tensor:
         """Pixels (B, N, 2) from the centre, in image heights (x right, y down), of points (B, N, 3) of the base in a
@@ -229,9 +251,9 @@ class CameraGeometry(nn.Module):
         position = k.position + k.rotation @ self.get_buffer("position_2")
         return position, k.rotation @ self.get_buffer("rotation_2")
 
-    def _spots(self, view: int) -> Tensor:
-        """(grid * grid, 2) m: where each place's ray of a fixed view is `_MIDDLE` above the table; as `_table`."""
-        x, y = self.get_buffer(f"pixels_{self.grid}").T / self.focal[view]
+    def _spots(self, view: int, n: int) -> Tensor:
+        """(n * n, 2) m: where each place's ray of a fixed view is `_MIDDLE` above the table; as `_table`."""
+        x, y = self.get_buffer(f"pixels_{n}").T / self.focal[view]
         rays = torch.stack([x, -y, -torch.ones_like(x)], 1) @ self.get_buffer(f"rotation_{view}").T
         position = self.get_buffer(f"position_{view}")
         reach = (_MIDDLE - position[2]) / rays[:, 2].clamp(max=-0.08)
@@ -251,7 +273,7 @@ def _gripper_points(k: Kinematics) -> Tensor:
     """(B, 4, 3) m: palm, both fingertips, and the TCP's shadow on the table."""
     state = k.state()
     tcp, x, z = state[:, :3], state[:, 3:6], state[:, 6:9]
-    half = torch.cross(z, x, dim=1) * (_HALF_OPENING * (1 - k.gripper).clamp(0, 1))
+    half = torch.cross(z, x, dim=1) * (HALF_OPENING * (1 - k.gripper).clamp(0, 1))
     shadow = torch.cat([tcp[:, :2], torch.zeros_like(tcp[:, :1])], 1)
     palm = k.position + z * (TCP_OFFSET - _PALM)
     return torch.stack([palm, tcp + half, tcp - half, shadow], 1)

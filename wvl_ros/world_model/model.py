@@ -23,8 +23,8 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.blocks import UNet, zero
 from wvl_ros.world_model.composition import Picture
+from wvl_ros.world_model.contact import ContactNetwork, likeliest
 from wvl_ros.world_model.geometry import MAPS_PER_VIEW, REACH_PER_VIEW, CameraGeometry
-from wvl_ros.world_model.grip import Grip, likeliest
 from wvl_ros.world_model.instruction import InstructionEncoder
 from wvl_ros.world_model.kinematics import STATE_DIM, STATE_SCALE, Kinematics
 from wvl_ros.world_model.patches import VIEWS
@@ -147,12 +147,12 @@ class WorldModel(ModelMixin, ConfigMixin):
         )
         self.view = nn.Parameter(0.1 * torch.randn(VIEWS, condition_dim))
         outlines = MAPS * (patch // 2) ** 2
-        inputs = 7 * self.view_channels + 2 * (MAPS_PER_VIEW + REACH_PER_VIEW) + outlines + 2 + VIEWS
+        inputs = 8 * self.view_channels + 2 * (MAPS_PER_VIEW + REACH_PER_VIEW) + outlines + 2 + VIEWS + patch * patch
         self.unet = UNet(inputs, channels, condition_dim, VIEWS, grid)
         self.to_frame = nn.Conv2d(channels, self.view_channels, 1)
         self.to_choice = nn.Conv2d(channels, patch * patch * composition.CHOICES, 1)
         self.to_correction = nn.Conv2d(channels, 2, 1)
-        self.grip = Grip(self.view_channels, grid, actions_per_frame)
+        self.contact = ContactNetwork(self.geometry, self.view_channels, grid, actions_per_frame)
         pooled = 2 * 2 * channels * VIEWS
         self.reward_head = RewardHead(self.view_channels, channels, pooled, 3 * STATE_DIM, instruction_dim, grid)
         for layer in (self.to_frame, self.to_choice, self.to_correction):
@@ -217,15 +217,19 @@ class WorldModel(ModelMixin, ConfigMixin):
             then, commanded = self.move(kinematics.float(), actions.float(), calibrated)
             seen = Picture.of(last, patch)
             maps_then = self.maps(then, calibrated)
-        grip = self.grip(seen.views, maps_then, now, then, actions[:, :, 6].float())
+            first_k = Kinematics.unpack(context.kinematics)
+        with torch.autocast(noisy.device.type, enabled=False):  # in bfloat16 places would be off by half a pixel
+            first_seen, commands = context.first.images, actions[:, :, 6].float()
+            contact = self.contact(seen.images, first_seen, first_k, now, then, commands, seen.views[:, 2], calibrated)
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
-            then = then._replace(gripper=likeliest(grip) if gripper is None else gripper.float())
+            then = then._replace(gripper=likeliest(contact.grip) if gripper is None else gripper.float())
             now_state, then_state = now.state(), then.state()
             facts = self._facts(now, now_state, then_state, commanded, sigma, calibrated)
-            first_k = Kinematics.unpack(context.kinematics)
             links = [self.posture.links(k, calibrated < 0) for k in (now, then)]
             arms = (self.posture.chain(now, links[0]), self.posture.chain(then, links[1]))
-            given = composition.copies(self.geometry, seen, context.first, first_k, now, then, arms, calibrated, patch)
+            given = composition.copies(
+                self.geometry, seen, context.first, first_k, now, then, arms, contact, calibrated, patch
+            )
             outlines = self.geometry.silhouettes(*self.posture.segments(then, links[1])).flatten(0, 1)
             outlines = nn.functional.pixel_unshuffle(outlines, patch // 2).unflatten(0, (-1, VIEWS))
             outlines = outlines.permute(0, 1, 3, 4, 2) * (calibrated != 0)[:, None, None, None, None]
@@ -233,7 +237,7 @@ class WorldModel(ModelMixin, ConfigMixin):
             old = composition.views(previous) - seen.views
             parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.rigid]
             parts += [given.around, self.maps(now, calibrated), maps_then, outlines]
-            parts += [self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1)]
+            parts += [self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1), given.touched, given.mask]
             x = _as_images(torch.cat([part.to(precision) for part in parts], 4))
         condition = self.condition(torch.cat([facts, context.text], 1))[:, None] + self.view
         full, half = self.unet(x, torch.nn.functional.silu(condition).flatten(0, 1))
@@ -251,7 +255,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         evidence = Evidence(clean, full, pooled, arm, context.text)
         reward = self.reward_head(context.seen, *evidence)
         return WorldModelOutput(
-            frame=composition.frame(drawn), reward=reward, kinematics=then.pack(), grip=grip, evidence=evidence
+            frame=composition.frame(drawn), reward=reward, kinematics=then.pack(), grip=contact.grip, evidence=evidence
         )
 
     def judge(self, evidence: Evidence, first: Tensor) -> Tensor:
