@@ -40,23 +40,31 @@ def best_run(chance: NDArray[np.float64], frames: int) -> float:
 
 
 def choose_threshold(chances: Sequence[NDArray[np.float64]], outcomes: Sequence[str]) -> tuple[float, int]:
-    """Threshold and run of frames with the best balanced accuracy, neighbouring thresholds counting half as much each
-    (of few episodes, a single one is best by chance); of equal ones the middle.
+    """Threshold and run of frames that tell as many successes as there are, among those whose balanced accuracy lies
+    within one standard error of the best; of equal ones the more accurate, then the middle.
+
+    By the best accuracy alone, failures that outnumber successes are told as such too often: a policy would seem to
+    succeed more than it does. Neighbouring thresholds count half as much each: of few episodes, one is best by chance.
     """
     truth = np.array([outcome == "success" for outcome in outcomes])
-    best, choice = -1.0, (0.5, 1)
     grid = np.linspace(0.05, 0.95, 19)
     if truth.all() or not truth.any():
-        return choice
-    for frames in (1, 2, 3):
+        return 0.5, 1
+    scores, excess = np.empty((3, len(grid))), np.empty((3, len(grid)))
+    for row, frames in enumerate((1, 2, 3)):
         peaks = np.array([best_run(chance, frames) for chance in chances])
-        scores = np.array([((peaks[truth] > t).mean() + (peaks[~truth] <= t).mean()) / 2 for t in grid])
-        scores = np.convolve(np.pad(scores, 1, "edge"), (0.25, 0.5, 0.25), "valid")
-        if scores.max() > best + 1e-9:
-            best = float(scores.max())
-            equal = grid[np.isclose(scores, scores.max())]
-            choice = (round(float(equal[len(equal) // 2]), 3), frames)
-    return choice
+        said = peaks[:, None] > grid
+        each = (said[truth].mean(0) + 1 - said[~truth].mean(0)) / 2
+        scores[row] = np.convolve(np.pad(each, 1, "edge"), (0.25, 0.5, 0.25), "valid")
+        excess[row] = np.abs(said.mean(0) - truth.mean())
+    best = scores.max()
+    error = np.sqrt(best * (1 - best) * (1 / truth.sum() + 1 / (~truth).sum())) / 2
+    near = scores >= best - error - 1e-9
+    near &= np.isclose(excess, excess[near].min())
+    near &= np.isclose(scores, scores[near].max())
+    row = int(near.any(1).argmax())
+    equal = grid[near[row]]
+    return round(float(equal[len(equal) // 2]), 3), row + 1
 
 
 def judged(

@@ -27,8 +27,9 @@ from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "state.safetensors"
-_CONTACT_FRESH, _CONTACT_KNOWN = 2500, 500  # updates of the contact alone, before a fresh model and before a fine-tune
+_CONTACT_FRESH, _CONTACT_KNOWN = 2500, 150  # updates of the contact alone, before a fresh model and before a fine-tune
 _CONTACT_AGAIN, _CONTACT_ROLLOUTS = 1000, 480  # updates at the end of a run, and rollouts whose frames they see
+_FINE_TUNED = 0.25  # share of these at the end of a fine-tune
 LAST_FOLDER = "last"  # the last weights; the run's folder itself has the best
 
 
@@ -189,7 +190,7 @@ class Trainer:
 
     def fit_contact_again(self) -> dict[str, float]:
         """Fits the averaged model's contact once more, half on frames that this model draws; see `fit_contact`."""
-        effort, contact = self.settings.tracking_effort, self.average.contact
+        effort, contact = self.settings.tracking_effort * (1 if self.fresh else _FINE_TUNED), self.average.contact
         asked = [p.requires_grad for p in contact.parameters()]
         contact.requires_grad_(True)
         generator = torch.Generator().manual_seed(self.settings.seed + 2)
