@@ -38,7 +38,8 @@ def data(make_episode: Callable[..., Episode], tmp_path: Path) -> TrainingData:
     return open_data(SETTINGS, SETTINGS.model, tmp_path)
 
 
-def test_it_learns_where_a_gripper_that_closes_is_next(data: TrainingData) -> None:
+def test_it_learns_where_a_gripper_that_closes_is_next(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contact_fit, "_BATCH", 24)
     torch.manual_seed(0)
     model = build_model(SETTINGS, data.cache)
     assert fit_contact(model, data.cache, torch.Generator().manual_seed(0), 0) == {}
@@ -59,7 +60,8 @@ def test_closing_is_when_it_moves_and_is_told_to_close(data: TrainingData) -> No
     assert bool((after > before + 0.02).all())
 
 
-def test_it_learns_from_what_the_model_draws_as_well(data: TrainingData) -> None:
+def test_it_learns_from_what_the_model_draws_as_well(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contact_fit, "_BATCH", 24)
     torch.manual_seed(0)
     model = build_model(SETTINGS, data.cache)
     drawn: list[int] = []
