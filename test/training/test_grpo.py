@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wvl_ros.errors import ConfigError, UnknownNameError
-from wvl_ros.training.grpo import GRPOSettings, group_advantages, informative, steer, surrogate
+from wvl_ros.training.grpo import (
+    GRPOSettings,
+    group_advantages,
+    informative,
+    running_advantages,
+    steer,
+    surrogate,
+)
 
 
 def reference(
@@ -63,6 +70,28 @@ def test_advantages_are_standardised_by_group(rewards: list[list[int]]) -> None:
         assert row == pytest.approx([(r - mean) / (deviation + 1e-6) for r in group], abs=1e-9)
 
 
+@given(st.integers(0, 10**6))
+def test_a_decision_is_compared_with_those_that_still_run(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rewards, lengths = rng.integers(0, 2, (3, 4)).astype(float), rng.integers(1, 6, (3, 4))
+    running = np.arange(5) < lengths[..., None]
+    found = running_advantages(torch.tensor(rewards), torch.tensor(running)).numpy()
+    for group in range(3):
+        deviation = rewards[group].std(ddof=1) + 1e-6
+        for step in range(5):
+            still = [i for i in range(4) if running[group, i, step]]
+            for i in range(4):
+                mean = sum(rewards[group, still]) / max(1, len(still))
+                expected = (rewards[group, i] - mean) / deviation if i in still else 0.0
+                assert found[group, i, step] == pytest.approx(expected, abs=1e-9)
+
+
+def test_where_all_run_the_baseline_is_the_groups() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    found = running_advantages(rewards, torch.ones(2, 4, 3, dtype=torch.bool))
+    assert torch.allclose(found, group_advantages(rewards)[..., None].expand(2, 4, 3))
+
+
 def test_groups_that_all_succeed_or_fail_are_left_out() -> None:
     rewards = torch.tensor([[0.0] * 8, [1.0] * 8, [1.0] + [0.0] * 7, [1.0] * 7 + [0.0], [1.0, 0.0] * 4])
     assert informative(rewards, 0.0, 1.0).tolist() == [False, False, True, True, True]
@@ -105,3 +134,5 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
 def test_an_unknown_reward_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="no reward of GRPO called 'luck'"):
         GRPOSettings(reward="luck")
+    with pytest.raises(UnknownNameError, match="no baseline of GRPO called 'best'"):
+        GRPOSettings(baseline="best")

@@ -86,29 +86,41 @@ def test_labels_are_the_expert_s_and_stop_at_a_push(disturbed: Episode) -> None:
 def test_key_places_are_where_the_gripper_closed_and_opened() -> None:
     places = key_places(by_hand(slice(10, 20)))
     height = droid.forward_kinematics(droid.RESET_JOINTS)[2]
-    np.testing.assert_allclose(places[:, 2], height + 0.10)
+    np.testing.assert_allclose(places[:4, 2], height + 0.10)
     np.testing.assert_allclose(places[:, 5], height + 0.20)
 
 
-def test_key_places_look_ahead_to_the_next_grasp() -> None:
+def test_where_a_thing_was_grasped_is_not_asked_once_it_is_held() -> None:
+    places = key_places(by_hand(slice(10, 20)))
+    assert np.isnan(places[4:, :3]).all()
+    assert np.isfinite(places[:, 3:]).all()
+
+
+def test_key_places_look_ahead_to_the_next_grasp_and_to_the_last_release() -> None:
     episode = by_hand(slice(3, 9))
     episode.action[18:25, 6] = 1.0
     height = droid.forward_kinematics(droid.RESET_JOINTS)[2]
-    closings = key_places(episode)[:, 2] - height
-    np.testing.assert_allclose(closings[:3], 0.03)
-    np.testing.assert_allclose(closings[3:], 0.18)
+    places = key_places(episode)
+    np.testing.assert_allclose(places[:, 2] - height, [0.03, 0.03, np.nan, *[0.18] * 4, *[np.nan] * (len(places) - 7)])
+    np.testing.assert_allclose(places[:, 5] - height, 0.25)
+
+
+def test_work_begins_where_a_closed_hand_comes_down() -> None:
+    episode = by_hand(slice(3, 20))  # closes on its way, high up
+    episode.cartesian_position[12:20, 2] = 0.12
+    np.testing.assert_allclose(key_places(episode)[:5, 2], 0.12)
 
 
 def test_without_grasps_the_lowest_stretch_counts() -> None:
     episode = by_hand(slice(0, 30))
     episode.cartesian_position[8:15, 2] = 0.12
-    np.testing.assert_allclose(key_places(episode)[:, 2], 0.12)
+    np.testing.assert_allclose(key_places(episode)[:3, 2], 0.12)
 
 
 def test_a_recorded_push_has_key_places_at_the_table() -> None:
     places = key_places(record_demonstration("push", 100_003, CALM))
-    assert np.isfinite(places).all()
-    assert (places[:, [2, 5]] < 0.17).all()  # flange height with the fingertips near the table
+    assert np.isfinite(places[0]).all()
+    assert (places[0, [2, 5]] < 0.17).all()  # flange height with the fingertips near the table
 
 
 def test_only_successes_and_disturbed_demonstrations_teach(tmp_path: Path, disturbed: Episode) -> None:
@@ -138,7 +150,7 @@ def test_a_dataset_teaches_as_its_files_do(tmp_path: Path, disturbed: Episode) -
     one, other = (build_samples(read_episodes([tmp_path / name]), CONFIG) for name in ("sans", "files"))
     assert len(one) > 0
     for name in ("images", "state", "places"):
-        assert torch.equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     torch.testing.assert_close(one.actions, other.actions, equal_nan=True)
     cache = open_cache(tmp_path / "sans", size=64, patch=4, actions_per_frame=3, rig="tabletop")
     same = open_cache(tmp_path / "files", size=64, patch=4, actions_per_frame=3, rig="tabletop")

@@ -42,20 +42,18 @@ class ChunkNoise:
         self.parts = torch.ones(steps, 7, dtype=torch.bool)
 
     def sample(self, mean: Tensor, gripper: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-        """Actions (B, T, 7) around `mean` (B, T, 6) and gripper logits (B, T), clipped to the action space.
+        """Actions (B, T, 7) around `mean` (B, T, 6) and gripper logits (B, T), not yet clipped to the action space.
 
-        The temperature scales the Gaussian's deviation and divides the gripper's logit.
+        The temperature scales the Gaussian's deviation and divides the gripper's logit. A clipped action may lie so far
+        from a mean outside of the action space that its density is no number any more: whoever acts clips.
         """
         white = torch.randn(mean.shape, generator=generator)
         body = mean + temperature * torch.einsum("ts,bsd->btd", self.factor, white)
         closed = torch.rand(gripper.shape, generator=generator) < self._gripper_probability(gripper, temperature)
-        return torch.cat([body.clamp(-1, 1), closed[..., None].float()], -1)
+        return torch.cat([body, closed[..., None].float()], -1)
 
     def log_prob(self, mean: Tensor, gripper: Tensor, actions: Tensor, temperature: float) -> Tensor:
-        """Log-probability (B, T) of each action given those before it; differentiable in mean and logits.
-
-        A clipped action counts with the density of the unclipped Gaussian at its value, before and after an update.
-        """
+        """Log-probability (B, T) of each action given those before it; differentiable in mean and logits."""
         return self.log_prob_parts(mean, gripper, actions, temperature).sum(-1)
 
     def log_prob_parts(self, mean: Tensor, gripper: Tensor, actions: Tensor, temperature: float) -> Tensor:
@@ -98,7 +96,7 @@ class OffsetNoise(ChunkNoise):
         """See `ChunkNoise.sample`."""
         shift = temperature * self.offset_std * torch.randn(len(mean), 1, 3, generator=generator)
         body = torch.cat([mean[..., :3] + shift, mean[..., 3:]], -1)
-        return torch.cat([body.clamp(-1, 1), (gripper > 0).float()[..., None]], -1)
+        return torch.cat([body, (gripper > 0).float()[..., None]], -1)
 
     def log_prob_parts(self, mean: Tensor, gripper: Tensor, actions: Tensor, temperature: float) -> Tensor:
         """See `ChunkNoise.log_prob_parts`; 0 but for the translation of the first action."""

@@ -115,7 +115,7 @@ class SmallPolicy:
             if self.sample:
                 actions = self.noise.sample(outputs.mean, outputs.gripper, self.temperature, self._generator)
                 log_probs = self.log_prob(outputs, actions).numpy()
-                return Chunk(actions.double().numpy(), log_probs)
+                return Chunk(actions.clamp(-1, 1).double().numpy(), log_probs)
             closed = (outputs.gripper > 0).float()[..., None]
             actions = torch.cat([outputs.mean.clamp(-1, 1), closed], -1)
             return Chunk(actions.double().numpy())

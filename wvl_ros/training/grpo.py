@@ -14,6 +14,7 @@ from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.training.settings import require
 
 REWARDS, EXPLORE = ("success", "chance"), ("chunk", "offset")
+BASELINES = ("group", "running")
 _LEAST_SPREAD = 0.05  # of a group's returns, below which it differs by chance alone
 
 
@@ -28,6 +29,9 @@ class GRPOSettings:
         attempts: rounds of practice an update at most, when groups are left out (see `lowest`).
         temperature: of the sampling while practising. explore: what is sampled: 'chunk', every number of it (see
             `noise.ChunkNoise`), or 'offset', a shift of where it leads (`noise.OffsetNoise`).
+        baseline: what a rollout's return is compared with at a decision: 'group', the mean of its group (the paper's),
+            or 'running', that of those in its group that are still running then. Whoever runs late has mostly failed;
+            against the whole group's mean all that it does there would be blamed.
         epochs, minibatch: passes over an update's decisions, and decisions a gradient step.
         learning_rate: at the beginning; target_kl: mean divergence of a Gaussian component in an update, which the rate
             is steered towards by `kl_step` (0 keeps the rate). clip_norm: of gradients.
@@ -51,6 +55,7 @@ class GRPOSettings:
     attempts: int = 2
     temperature: float = 0.8
     explore: str = "chunk"
+    baseline: str = "running"
     reward: str = "success"
     epochs: int = 2
     minibatch: int = 512
@@ -89,6 +94,8 @@ class GRPOSettings:
             raise UnknownNameError("reward of GRPO", self.reward, REWARDS)
         if self.explore not in EXPLORE:
             raise UnknownNameError("exploration of GRPO", self.explore, EXPLORE)
+        if self.baseline not in BASELINES:
+            raise UnknownNameError("baseline of GRPO", self.baseline, BASELINES)
         if not 0 <= self.lowest < self.highest <= 1:
             raise ConfigError(f"GRPO's lowest and highest are shares, but are {self.lowest} and {self.highest}.")
 
@@ -97,6 +104,15 @@ def group_advantages(rewards: Tensor, epsilon: float = 1e-6) -> Tensor:
     """Advantages (G, N) of returns (G, N): a group's mean is taken off, and divided by its standard deviation."""
     mean = rewards.mean(1, keepdim=True)
     return (rewards - mean) / (rewards.std(1, keepdim=True) + epsilon)
+
+
+def running_advantages(rewards: Tensor, running: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Advantages (G, N, D) at each decision of returns (G, N): the mean of those `running` (G, N, D) then is taken off,
+    and divided by the group's standard deviation. Where all run it is `group_advantages`.
+    """
+    counts = running.sum(1, keepdim=True).clamp(min=1)
+    mean = (rewards[..., None] * running).sum(1, keepdim=True) / counts
+    return (rewards[..., None] - mean) * running / (rewards.std(1)[:, None, None] + epsilon)
 
 
 def informative(rewards: Tensor, lowest: float, highest: float) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,7 +27,14 @@ from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training import checkpointing
 from wvl_ros.training.arena import Arena, Beginning
-from wvl_ros.training.grpo import GRPOSettings, group_advantages, informative, steer, surrogate
+from wvl_ros.training.grpo import (
+    GRPOSettings,
+    group_advantages,
+    informative,
+    running_advantages,
+    steer,
+    surrogate,
+)
 from wvl_ros.training.grpo_chart import write_progress
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.practice import Practice, join
@@ -174,7 +182,7 @@ class GRPOTrainer:
         }  # fmt: skip
 
     def _practise(self) -> tuple[tuple[Practice, Tensor] | None, Tensor, float]:
-        """Rollouts of groups that differ within themselves with their advantages (B,), all groups' returns, and the
+        """Rollouts of groups that differ within themselves with their advantages (B, D), all groups' returns, and the
         share of successes among them.
         """
         settings, size = self.settings, self.settings.group_size
@@ -196,7 +204,7 @@ class GRPOTrainer:
                 turned_down += doubted
                 if bool(chosen.any()):
                     parts.append(practice.select(chosen.repeat_interleave(size)))
-                    advantages.append(group_advantages(rewards[chosen]).flatten())
+                    advantages.append(self._advantages(practice, rewards)[chosen].flatten(0, 1))
         if turned_down:
             self.disagreements.append(round(float(np.mean(turned_down)), 4))
         success = float(torch.cat(successes).float().mean())
@@ -204,8 +212,17 @@ class GRPOTrainer:
             return None, torch.cat(seen), success
         most = settings.groups * size
         whole = join(parts)
-        kept = whole.select(torch.arange(min(most, len(whole.success)))), torch.cat(advantages)[:most]
+        longest = whole.counts.shape[1]
+        filled = [F.pad(part, (0, longest - part.shape[1])) for part in advantages]
+        kept = whole.select(torch.arange(min(most, len(whole.success)))), torch.cat(filled)[:most]
         return kept, torch.cat(seen), success
+
+    def _advantages(self, practice: Practice, rewards: Tensor) -> Tensor:
+        """(G, N, D) of a practice's groups at each decision, for their returns (G, N)."""
+        running = practice.counts.any(2).view(*rewards.shape, -1)
+        if self.settings.baseline == "running":
+            return running_advantages(rewards, running)
+        return group_advantages(rewards)[..., None].expand(running.shape)
 
     def _in_turns(self, starts: list[Beginning]) -> list[tuple[Practice, list[bool]]]:
         """The rollouts from all starts, batch by batch, and what the second judge turns down of each."""
@@ -252,7 +269,7 @@ class GRPOTrainer:
                 log_probs = noise.log_prob_parts(out.mean, out.gripper, practice.actions[r, d], temperature)
                 counts = practice.counts[r, d][..., None] & noise.parts
                 loss, clipped = surrogate(
-                    log_probs, practice.log_probs[r, d], advantages[r, None, None], counts,
+                    log_probs, practice.log_probs[r, d], advantages[r, d, None, None], counts,
                     settings.clip_low, settings.clip_high,
                 )  # fmt: skip
                 if settings.kl_weight:

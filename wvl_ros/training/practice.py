@@ -26,7 +26,8 @@ class Practice:
 
     Attributes:
         images: uint8 (B, D, cameras, 3, S, S). state: (B, D, 10). words: int64 (B, L). See `Inputs`.
-        actions: (B, D, T, 7) as chosen. log_probs: (B, D, T, 7) of their parts, where sampled with a density, else 0.
+        actions: (B, D, T, 7) as chosen, before they are clipped to the action space. log_probs: (B, D, T, 7) of their
+            parts, where sampled with a density, else 0.
         counts: bool (B, D, T), the actions that were executed before the end.
         success: bool (B,) as the reward head says.
         chance: float32 (B,), the highest probability of success that a frame had; 1 after a success.
@@ -115,7 +116,7 @@ def practise(
         columns["state"].append(inputs.state)
         columns["actions"].append(actions)
         columns["log_probs"].append(log_probs)
-        poses = command(imagination.kinematics, actions)
+        poses = command(imagination.kinematics, actions.clamp(-1, 1))
         counts = torch.zeros(count, config.chunk_size, dtype=torch.bool)
         for i in range(config.execute_steps):
             counts[:, i] = imagination.active

@@ -100,21 +100,28 @@ def key_places(episode: Episode) -> Array:
     """Where the tool goes to work and where it ends, in hindsight, at the decision steps: flange positions (M, 6) in m.
 
     Work is a stretch in which the gripper is commanded closed; where the gripper never changes, a stretch near the
-    lowest height. Each step looks at the stretch it is in or that comes next (at the end, the last one). All of it can
-    be read from a real robot's recording; NaN where there is no such stretch.
+    lowest height. It begins where the hand is low: one that closes higher up closes to push. Each step looks at the
+    beginning of the stretch it is in or that comes next, and at the end of the last one: earlier ones are where
+    something slipped. All of it can be read from a real robot's recording. NaN where there is no such stretch, and for
+    where one began once it has: what is held or pushed lies there no more.
     """
+    height = episode.cartesian_position[:-1, 2]
     closed = episode.action[:, -1] >= 0.5
     if closed.all() or not closed.any():
-        height = episode.cartesian_position[:-1, 2]
         closed = height < height.min() + _WORK_HEIGHT
     edges = np.flatnonzero(np.diff(np.concatenate([[0], closed.astype(int), [0]])))
-    stretches = [(a, b) for a, b in edges.reshape(-1, 2) if b - a >= _SHORTEST_WORK]
+    stretches = [
+        (a + int(np.argmax(height[a:b] < height[a:b].min() + _WORK_HEIGHT)), b) for a, b in edges.reshape(-1, 2)
+    ]
+    stretches = [(a, b) for a, b in stretches if b - a >= _SHORTEST_WORK]
     steps = decision_steps(episode)
     places = np.full((len(steps), PLACE_DIM), np.nan)
     for row, step in zip(places, steps, strict=True):
         if stretches:
-            start, end = next(((a, b) for a, b in stretches if b > step), stretches[-1])
-            row[:] = np.concatenate([episode.cartesian_position[start, :3], episode.cartesian_position[end, :3]])
+            start = next((a for a, b in stretches if b > step), stretches[-1][0])
+            row[3:] = episode.cartesian_position[stretches[-1][1], :3]
+            if step <= start:
+                row[:3] = episode.cartesian_position[start, :3]
     return places
 
 
