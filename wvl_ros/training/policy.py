@@ -105,8 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains a policy and writes its checkpoint; gives the folder and the last figures."""
-    if started() > 1 and args.method != "grpo":
-        raise ConfigError(f"--method {args.method} runs in one process: start it without torchrun.")
+    if started() > 1 and args.method == "sft":
+        raise ConfigError("--method sft runs in one process: start it without torchrun.")
     let_one_speak()
     for name, methods in _BELONGS.items():
         if getattr(args, name) is not None and args.method not in methods:
@@ -115,7 +115,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("minutes", "steps", "updates", "rollouts"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ConfigError(f"--{name} must be positive, but is {getattr(args, name)}.")
-    return {"sft": _clone, "grpo": _practise, "vlaw": _vlaw}[args.method](args)
+    if args.method == "sft":
+        return _clone(args)
+    processes = Processes.join()
+    try:
+        return {"grpo": _grpo, "vlaw": _vlaw}[args.method](args, processes)
+    finally:
+        processes.leave()
 
 
 def show(result: dict[str, Any]) -> None:
@@ -170,14 +176,6 @@ def _prepare(init: str | None, config: TrainConfig, data: Sequence[Path]) -> tup
     return SmallPolicy(replace(config.policy, vocabulary=vocabulary)), samples
 
 
-def _practise(args: argparse.Namespace) -> dict[str, Any]:
-    processes = Processes.join()
-    try:
-        return _grpo(args, processes)
-    finally:
-        processes.leave()
-
-
 def _grpo(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     settings = read_settings(GRPOSettings, args.config) if args.config else GRPOSettings()
     if args.updates is not None:
@@ -206,7 +204,7 @@ def _grpo(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     return facts | GRPOTrainer(policy, arena, entries, settings, args.out, check, processes).fit()
 
 
-def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
+def _vlaw(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     from wvl_ros.training.vlaw_run import VLAW
 
     settings = read_settings(VLAWSettings, args.config, update=TrainConfig) if args.config else VLAWSettings()
@@ -219,7 +217,7 @@ def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
     judge = _judge(args)
     steps = f" in {args.denoising_steps} steps" if args.denoising_steps else ""
     names = (args.init, f"{args.world_model or 'small'}{steps}")
-    run = VLAW(policy, imagination, rig, judge, entries, settings, args.out, names)
+    run = VLAW(policy, imagination, rig, judge, entries, settings, args.out, names, processes)
     rollouts = []
     if settings.learn_from != "real":
         validation = _entries([args.validation], rig, args.tasks) if args.validation else entries
@@ -230,8 +228,11 @@ def _vlaw(args: argparse.Namespace) -> dict[str, Any]:
         task: [sum(r.accepted for r in rollouts if r.task == task), sum(r.task == task for r in rollouts)]
         for task in tasks
     }
-    real: Iterator[Episode] = iter(()) if settings.learn_from == "synthetic" else read_episodes(args.data)
-    facts |= run.learn(real, rollouts)
+    learned: dict[str, Any] = {}
+    if processes.main:
+        real: Iterator[Episode] = iter(()) if settings.learn_from == "synthetic" else read_episodes(args.data)
+        learned = run.learn(real, rollouts)
+    facts |= processes.copy_object(learned)
     return facts | {"seconds": {name: round(seconds, 1) for name, seconds in run.seconds.items()}}
 
 

@@ -21,9 +21,11 @@ from wvl_ros.rewards.interface import Judge
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training.checkpointing import write_json
+from wvl_ros.training.hindsight import Lessons, corrected
 from wvl_ros.training.imagined_episodes import Recorder
 from wvl_ros.training.practice import practise
-from wvl_ros.training.samples import Samples, build_samples
+from wvl_ros.training.processes import Processes
+from wvl_ros.training.samples import Samples, build_samples, join_samples
 from wvl_ros.training.supervised import SupervisedTrainer
 from wvl_ros.training.vlaw import VLAWSettings, hard_start_weights, mixed_chances
 from wvl_ros.world_model.imagination import Imagination
@@ -52,7 +54,8 @@ class VLAW:
     Args:
         policy: what is trained. imagination: of the world model; rig: of its cameras. judge: who keeps successes.
         starts: episodes of that rig, from whose first observations rollouts start.
-        names: of the policy and the world model, noted in the episodes.
+        names: of the policy and the world model, noted in the episodes. processes: of this run; they take turns with
+            the batches of rollouts, and the first one learns.
     """
 
     def __init__(
@@ -65,9 +68,10 @@ class VLAW:
         settings: VLAWSettings,
         out: Path,
         names: tuple[str, str] = ("", ""),
+        processes: Processes | None = None,
     ) -> None:
         self.policy, self.imagination, self.rig, self.judge = policy, imagination, rig, judge
-        self.settings, self.out, self.names = settings, out, names
+        self.settings, self.out, self.names, self.processes = settings, out, names, processes or Processes()
         tasks = sorted({entry.task for entry in starts})
         by_task = [[entry for entry in starts if entry.task == task] for task in tasks]
         self._plan = [own[i % len(own)] for i in range(settings.rollouts) for own in by_task]
@@ -97,17 +101,20 @@ class VLAW:
     def imagine(self) -> list[Rollout]:
         """All rollouts; the accepted ones lie in `out/imagined`. Batches that the log has are not imagined again."""
         (self.out / KEPT_FOLDER).mkdir(parents=True, exist_ok=True)
-        write_json(self.out / MADE_OF_FILE, self._made_of)
+        self._note()
         log = self.out / ROLLOUTS_FILE
         found = _read(log, len(self._plan))
         recorder = Recorder(self.imagination)
-        with tqdm(total=len(self._plan), initial=len(found), desc="imagined rollouts", disable=None) as bar:
+        quiet = None if self.processes.main else True
+        with tqdm(total=len(self._plan), initial=len(found), desc="imagined rollouts", disable=quiet) as bar:
             while len(found) < len(self._plan):
-                new = self._batch(recorder, len(found))
+                mine = self._batch(recorder, len(found) + self.processes.rank * _BATCH)
+                new = [rollout for part in self.processes.gather_objects(mine) for rollout in part]
                 found += new
-                part = log.with_name(f".{log.name}.part")
-                part.write_text("".join(json.dumps(vars(rollout)) + "\n" for rollout in found), encoding="utf-8")
-                part.replace(log)
+                if self.processes.main:
+                    part = log.with_name(f".{log.name}.part")
+                    part.write_text("".join(json.dumps(vars(rollout)) + "\n" for rollout in found), encoding="utf-8")
+                    part.replace(log)
                 bar.update(len(new))
                 bar.set_postfix(kept=sum(rollout.accepted for rollout in found))
         return found
@@ -119,25 +126,46 @@ class VLAW:
             ConfigError: nothing was accepted where only imagined successes are to be learned from.
         """
         settings, began = self.settings, time.perf_counter()
-        write_json(self.out / MADE_OF_FILE, self._made_of)
+        self._note()
         kept = [rollout for rollout in rollouts if rollout.accepted]
         if not kept and settings.learn_from == "synthetic":
             raise ConfigError(
                 f"The judge accepted none of the {len(rollouts)} imagined rollouts, so there is nothing to learn from: "
                 "start from a policy that sometimes succeeds, or learn from real successes as well."
             )
-        counts: Counter[str] = Counter()
-        samples = build_samples(_counted(real, self._kept(kept), counts), self.policy.config)
-        chances = self._chances(samples, counts["real"], rollouts)
+        samples, real_episodes = self._samples(real, rollouts)
+        chances = self._chances(samples, real_episodes, rollouts)
         trainer = SupervisedTrainer(self.policy, samples, settings.update, self.out, chances)
         losses = trainer.fit(steps=settings.steps)
         self.policy.save_pretrained(self.out)
         self.seconds["update"] += time.perf_counter() - began
-        return {"steps": trainer.step, "real_episodes": counts["real"], "losses": losses}
+        return {"steps": trainer.step, "real_episodes": real_episodes, "losses": losses}
+
+    def _samples(self, real: Iterator[Episode], rollouts: Sequence[Rollout]) -> tuple[Samples, int]:
+        """All that is learned from, the real episodes first, and how many these are."""
+        config, counts = self.policy.config, Counter[str]()
+        kept = [rollout for rollout in rollouts if rollout.accepted]
+        if not self.settings.hindsight or not rollouts:
+            return build_samples(_counted(real, self._kept(kept), counts), config), counts["real"]
+        lessons = Lessons(config.chunk_size)
+        samples = build_samples(lessons.listen(_counted(real, iter(()), counts)), config)
+        by_start: dict[tuple[str, str], list[Rollout]] = {}
+        for rollout in rollouts:
+            by_start.setdefault((rollout.task, rollout.start), []).append(rollout)
+        solved = [group for group in by_start.values() if any(rollout.accepted for rollout in group)]
+        groups = tqdm(solved, desc="starts understood", disable=None)
+        more = corrected((list(self._kept(group)) for group in groups), lessons.learn(self.settings.seed), config)
+        return (samples if more is None else join_samples(samples, more)), counts["real"]
+
+    def _note(self) -> None:
+        if self.processes.main:
+            write_json(self.out / MADE_OF_FILE, self._made_of)
 
     def _batch(self, recorder: Recorder, first: int) -> list[Rollout]:
         began = time.perf_counter()
         entries = self._plan[first : first + _BATCH]
+        if not entries:
+            return []
         loaded = {id(entry): find_start(entry.load(), 0, self.imagination, self.rig) for entry in entries}
         starts = [loaded[id(entry)] for entry in entries]
         rng = np.random.default_rng([self.settings.seed, first])
@@ -152,8 +180,9 @@ class VLAW:
         result = []
         for i, (entry, episode, p) in enumerate(zip(entries, episodes, probability.tolist(), strict=True)):
             rollout = Rollout(first + i, episode.task, entry.name, round(p, 5), p > self.judge.threshold)
-            if rollout.accepted:
-                episode.outcome, episode.outcome_source, episode.reward[-1:] = "success", "reward_model", 1.0
+            if rollout.accepted or self.settings.hindsight:
+                episode.outcome, episode.outcome_source = "success" if rollout.accepted else "failure", "reward_model"
+                episode.reward[-1:] = float(rollout.accepted)
                 episode.extra["judge"] = self.judge.name
                 episode.episode_id = f"imagined_{rollout.number:06d}"
                 episode.save(self._path(rollout))
@@ -173,7 +202,7 @@ class VLAW:
         accepted = np.array([rollout.accepted for rollout in rollouts], bool)
         synthetic = samples.episode >= real
         weights = np.ones(len(samples))
-        if self.settings.hard_starts and synthetic.any():
+        if self.settings.hard_starts and not self.settings.hindsight and synthetic.any():
             weights[synthetic] = hard_start_weights(starts, accepted)[accepted][samples.episode[synthetic] - real]
         return mixed_chances(samples, synthetic, weights, self.settings.synthetic_share)
 
