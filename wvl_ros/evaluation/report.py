@@ -19,6 +19,8 @@ def headline(result: dict[str, Any]) -> dict[str, float | None]:
             figures[name] = (result["visual"][of]["accuracy"], result["visual"][of]["interval_95"])
     figures["reward_alignment"] = (outcome["accuracy"], outcome["interval_95"])
     figures["false_success"] = (outcome["false_success_near"], outcome["false_success_near_interval_95"])
+    listening = result["listening"]
+    figures["misnamed_success"] = (listening["false_success"], listening["interval_95"])
     if "blind" in outcome:
         figures["blind_alignment"] = (outcome["blind"]["accuracy"], outcome["blind"]["interval_95"])
     if "following" in result:
@@ -47,6 +49,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"{'':12s} the judge on the true videos: {sentence(result['visual']['true'])}")
     else:
         print("videos       visual alignment not computed: there is no judge (`wvl train visual-judge` makes it)")
+    _show_listening(result["listening"])
     _show_matrix(result)
     _show_calibration(result["calibration"]["frames"])
     if "following" in result:
@@ -56,6 +59,15 @@ def show(result: dict[str, Any]) -> None:
     for name in ("sheet", "curves", "pictures"):
         if name in result:
             print(f"{name:12s} {result[name]}")
+
+
+def _show_listening(of: dict[str, Any]) -> None:
+    if of["episodes"]:
+        low, high = of["interval_95"]
+        print(
+            f"listening    {of['false_success']:.0%} ({low:.0%} to {high:.0%}) of {of['episodes']} successes are still "
+            "taken for one when the instruction names something else"
+        )
 
 
 def _show_images(result: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from wvl_ros.evaluation.calibration import calibration
 from wvl_ros.evaluation.closings import closing_measures
 from wvl_ros.evaluation.images import image_measures, write_drift
 from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes, write_sheet
+from wvl_ros.evaluation.listening import listening_measures
 from wvl_ros.evaluation.outcome import KINDS, best_run, judged, outcome_measures
 from wvl_ros.evaluation.perceptual import perceptual_measures
 from wvl_ros.evaluation.policy import EVALUATION_SEED
@@ -216,6 +217,7 @@ def _measure(
         seed=args.noise_seed,
         progress=True,
     )
+    result["listening"] = listening_measures(model, cache, episodes, steps=args.steps, seed=args.noise_seed)
     patch = int(config["patch"])
     videos = _views(cache, episodes, imagined, patch) if args.lpips_weights or args.fvd_weights else []
     result["perceptual"] = perceptual_measures(videos, args.lpips_weights, args.fvd_weights)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wvl_ros.errors import EpisodeError
-from wvl_ros.policies.network import PLACE_DIM, STATE_DIM, Inputs, PolicyConfig
+from wvl_ros.policies.network import PLACE_DIM, Inputs, PolicyConfig
 from wvl_ros.policies.small import state_vector
 from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.policies.vision import shrink
@@ -63,11 +63,10 @@ def decision_steps(episode: Episode) -> NDArray[np.int64]:
     return np.arange(0, len(episode) - 1, episode.image_stride)
 
 
-def chunk_targets(episode: Episode, chunk_size: int, steps: NDArray[np.int64] | None = None) -> Array:
-    """Targets (M, chunk_size, 7) at steps (M,), by default the decision steps: velocities and the gripper.
+def chunk_targets(episode: Episode, chunk_size: int) -> Array:
+    """Targets (M, chunk_size, 7) at the decision steps: velocities relative to the commanded pose, and the gripper.
 
-    The velocities are relative to the commanded pose. NaN stands where there is nothing to learn: after the end, and
-    from a push on, which no policy can foresee.
+    NaN stands where there is nothing to learn: after the end, and from a push on, which no policy can foresee.
     """
     pushed = episode.extra.get("disturbed", [])
     label = np.asarray(episode.extra["label"], float) if "label" in episode.extra else None
@@ -79,8 +78,7 @@ def chunk_targets(episode: Episode, chunk_size: int, steps: NDArray[np.int64] | 
     rows = np.vstack([rows, np.full((chunk_size, 7), np.nan)])
     assert isinstance(pushed, list)
     rows[np.asarray(pushed, int)] = np.nan
-    steps = decision_steps(episode) if steps is None else steps
-    chunks = rows[steps[:, None] + np.arange(chunk_size)]
+    chunks = np.stack([rows[step : step + chunk_size] for step in decision_steps(episode)])
     blocked = np.logical_or.accumulate(np.isnan(chunks[..., 0]), axis=1)
     chunks[blocked] = np.nan
     return chunks
@@ -98,32 +96,25 @@ def _commanded_poses(episode: Episode) -> Array:
     return np.vstack([start, poses])
 
 
-def work_stretches(episode: Episode) -> list[tuple[int, int]]:
-    """Control steps in which the tool is at work: from the first up to the second, which is not part of it.
+def key_places(episode: Episode) -> Array:
+    """Where the tool goes to work and where it ends, in hindsight, at the decision steps: flange positions (M, 6) in m.
 
-    In a stretch the gripper is commanded closed; where the gripper never changes, the hand is near its lowest height.
-    It begins where the hand is low: one that closes higher up closes to push.
+    Work is a stretch in which the gripper is commanded closed; where the gripper never changes, a stretch near the
+    lowest height. It begins where the hand is low: one that closes higher up closes to push. Each step looks at the
+    beginning of the stretch it is in or that comes next, and at the end of the last one: earlier ones are where
+    something slipped. All of it can be read from a real robot's recording. NaN where there is no such stretch, and for
+    where one began once it has: what is held or pushed lies there no more.
     """
     height = episode.cartesian_position[:-1, 2]
     closed = episode.action[:, -1] >= 0.5
     if closed.all() or not closed.any():
-        closed = height < height.min(initial=np.inf) + _WORK_HEIGHT
+        closed = height < height.min() + _WORK_HEIGHT
     edges = np.flatnonzero(np.diff(np.concatenate([[0], closed.astype(int), [0]])))
-    whole = edges.reshape(-1, 2).tolist()
-    low = [(a + int(np.argmax(height[a:b] < height[a:b].min() + _WORK_HEIGHT)), b) for a, b in whole]
-    return [(start, end) for start, end in low if end - start >= _SHORTEST_WORK]
-
-
-def key_places(episode: Episode, steps: NDArray[np.int64] | None = None) -> Array:
-    """Where the tool goes to work and where it ends, in hindsight: flange positions (M, 6) in m at steps (M,), by
-    default the decision steps.
-
-    Each step looks at the beginning of the stretch (see `work_stretches`) that it is in or that comes next, and at the
-    end of the last one: earlier ones are where something slipped. All of it can be read from a real robot's recording.
-    NaN where there is no such stretch, and for where one began once it has: what is held or pushed lies there no more.
-    """
-    steps = decision_steps(episode) if steps is None else steps
-    stretches = work_stretches(episode)
+    stretches = [
+        (a + int(np.argmax(height[a:b] < height[a:b].min() + _WORK_HEIGHT)), b) for a, b in edges.reshape(-1, 2)
+    ]
+    stretches = [(a, b) for a, b in stretches if b - a >= _SHORTEST_WORK]
+    steps = decision_steps(episode)
     places = np.full((len(steps), PLACE_DIM), np.nan)
     for row, step in zip(places, steps, strict=True):
         if stretches:
@@ -132,12 +123,6 @@ def key_places(episode: Episode, steps: NDArray[np.int64] | None = None) -> Arra
             if step <= start:
                 row[:3] = episode.cartesian_position[start, :3]
     return places
-
-
-def states(episode: Episode, steps: NDArray[np.int64]) -> Array:
-    """State vectors (M, 10) at steps (M,), see `state_vector`."""
-    rows = [state_vector({name: getattr(episode, name)[step] for name in _STATE}) for step in steps]
-    return np.array(rows, float).reshape(-1, STATE_DIM)
 
 
 @dataclass
@@ -176,49 +161,23 @@ def even_chances(samples: Samples) -> NDArray[np.float64]:
     return 1.0 / (len(samples.tasks) * counts[samples.task])
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """Of an episode: steps (M,) that have an image, the chunks (M, T, 7) to output and the key places (M, 6) there.
-
-    A chunk that begins with NaN teaches nothing.
-    """
-
-    episode: Episode
-    steps: NDArray[np.int64]
-    chunks: Array
-    places: Array
-
-
 def build_samples(episodes: Iterable[Episode], config: PolicyConfig) -> Samples:
     """The decisions of episodes for a policy's cameras and chunk size.
-
-    Raises:
-        EpisodeError: an episode lacks one of the policy's cameras, or there are no decisions.
-    """
-    samples = gather_samples(
-        (Decisions(e, decision_steps(e), chunk_targets(e, config.chunk_size), key_places(e)) for e in episodes), config
-    )
-    if samples is None:
-        raise EpisodeError("The episodes hold no action that a policy could learn; they are empty.")
-    return samples
-
-
-def gather_samples(decisions: Iterable[Decisions], config: PolicyConfig) -> Samples | None:
-    """What some decisions teach; None where that is nothing. Episodes are numbered in the order in which they come.
 
     Raises:
         EpisodeError: an episode lacks one of the policy's cameras.
     """
     images: list[Tensor] = []
-    state: list[Array] = []
+    states: list[NDArray[np.float32]] = []
     actions: list[Array] = []
     places: list[Array] = []
     instructions: list[str] = []
     tasks: list[str] = []
     numbers: list[int] = []
-    for number, told in enumerate(decisions):
-        episode, useful = told.episode, ~np.isnan(told.chunks[:, 0, 0])
-        steps = told.steps[useful]
+    for number, episode in enumerate(episodes):
+        chunks = chunk_targets(episode, config.chunk_size)
+        useful = ~np.isnan(chunks[:, 0, 0])
+        steps = decision_steps(episode)[useful]
         if not len(steps):
             continue
         views = []
@@ -229,19 +188,17 @@ def gather_samples(decisions: Iterable[Decisions], config: PolicyConfig) -> Samp
                 )
             views.append(shrink(list(episode.images[camera][steps // episode.image_stride]), config.image_size, camera))
         images.append(torch.stack(views, 1))
-        state.append(states(episode, steps))
-        actions.append(told.chunks[useful])
-        places.append(told.places[useful])
+        states += [state_vector({name: getattr(episode, name)[step] for name in _STATE}) for step in steps]
+        actions.append(chunks[useful])
+        places.append(key_places(episode)[useful])
         instructions += [episode.instruction] * len(steps)
         tasks += [episode.task] * len(steps)
         numbers += [number] * len(steps)
-    if not numbers:
-        return None
     texts, instruction = np.unique(instructions, return_inverse=True)
     names, task = np.unique(tasks, return_inverse=True)
     return Samples(
         images=torch.cat(images),
-        state=torch.from_numpy(np.concatenate(state)).float(),
+        state=torch.from_numpy(np.stack(states)),
         actions=torch.from_numpy(np.concatenate(actions)).float(),
         places=torch.from_numpy(np.concatenate(places)).float(),
         instruction=instruction,
@@ -249,24 +206,4 @@ def gather_samples(decisions: Iterable[Decisions], config: PolicyConfig) -> Samp
         episode=np.array(numbers),
         instructions=tuple(str(text) for text in texts),
         tasks=tuple(str(name) for name in names),
-    )
-
-
-def join_samples(first: Samples, second: Samples) -> Samples:
-    """Both; the episodes of the second are numbered on from those of the first."""
-    instructions = tuple(sorted({*first.instructions, *second.instructions}))
-    tasks = tuple(sorted({*first.tasks, *second.tasks}))
-
-    def numbered(names: tuple[str, ...], all_names: tuple[str, ...], index: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.array([all_names.index(name) for name in names])[index]
-
-    parts = (first, second)
-    tensors = {n: torch.cat([getattr(part, n) for part in parts]) for n in ("images", "state", "actions", "places")}
-    return Samples(
-        **tensors,
-        instruction=np.concatenate([numbered(p.instructions, instructions, p.instruction) for p in parts]),
-        task=np.concatenate([numbered(p.tasks, tasks, p.task) for p in parts]),
-        episode=np.concatenate([first.episode, second.episode + first.episode.max() + 1]),
-        instructions=instructions,
-        tasks=tasks,
     )

@@ -30,8 +30,6 @@ class VLAWSettings:
         synthetic_share: of a batch; None takes the plain union, as the paper's Eq. 4 states (why not: papers.md D10).
         hard_starts: whether an imagined success counts the more, the rarer its start's successes are (1.02 - their
             share); else all count alike, which is the paper's.
-        hindsight: whether what an imagined success tells of its start corrects all rollouts from there, the failed ones
-            as well; see `hindsight`. They then all count alike.
         seed: of starts and sampling. update: of the supervised update; its `policy` table has no effect.
     """
 
@@ -41,7 +39,6 @@ class VLAWSettings:
     learn_from: str = "both"
     synthetic_share: float | None = 0.5
     hard_starts: bool = True
-    hindsight: bool = False
     seed: int = 0
     update: TrainConfig = field(default_factory=_update)
 
@@ -52,10 +49,6 @@ class VLAWSettings:
         require(self, ("synthetic_share",), lambda x: x is None or 0 < x < 1, share, "VLAW's")
         if self.learn_from not in SOURCES:
             raise UnknownNameError("source of successes", self.learn_from, SOURCES)
-        if self.hindsight and self.learn_from == "synthetic":
-            raise ConfigError(
-                "VLAW's hindsight corrects by what demonstrations teach, so learn_from cannot be synthetic."
-            )
 
 
 def hard_start_weights(starts: NDArray[np.int64], accepted: NDArray[np.bool_]) -> NDArray[np.float64]:

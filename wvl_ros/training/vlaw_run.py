@@ -21,11 +21,10 @@ from wvl_ros.rewards.interface import Judge
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry
 from wvl_ros.training.checkpointing import write_json
-from wvl_ros.training.hindsight import Lessons, corrected
 from wvl_ros.training.imagined_episodes import Recorder
 from wvl_ros.training.practice import practise
 from wvl_ros.training.processes import Processes
-from wvl_ros.training.samples import Samples, build_samples, join_samples
+from wvl_ros.training.samples import Samples, build_samples
 from wvl_ros.training.supervised import SupervisedTrainer
 from wvl_ros.training.vlaw import VLAWSettings, hard_start_weights, mixed_chances
 from wvl_ros.world_model.imagination import Imagination
@@ -133,29 +132,14 @@ class VLAW:
                 f"The judge accepted none of the {len(rollouts)} imagined rollouts, so there is nothing to learn from: "
                 "start from a policy that sometimes succeeds, or learn from real successes as well."
             )
-        samples, real_episodes = self._samples(real, rollouts)
-        chances = self._chances(samples, real_episodes, rollouts)
+        counts: Counter[str] = Counter()
+        samples = build_samples(_counted(real, self._kept(kept), counts), self.policy.config)
+        chances = self._chances(samples, counts["real"], rollouts)
         trainer = SupervisedTrainer(self.policy, samples, settings.update, self.out, chances)
         losses = trainer.fit(steps=settings.steps)
         self.policy.save_pretrained(self.out)
         self.seconds["update"] += time.perf_counter() - began
-        return {"steps": trainer.step, "real_episodes": real_episodes, "losses": losses}
-
-    def _samples(self, real: Iterator[Episode], rollouts: Sequence[Rollout]) -> tuple[Samples, int]:
-        """All that is learned from, the real episodes first, and how many these are."""
-        config, counts = self.policy.config, Counter[str]()
-        kept = [rollout for rollout in rollouts if rollout.accepted]
-        if not self.settings.hindsight or not rollouts:
-            return build_samples(_counted(real, self._kept(kept), counts), config), counts["real"]
-        lessons = Lessons(config.chunk_size)
-        samples = build_samples(lessons.listen(_counted(real, iter(()), counts)), config)
-        by_start: dict[tuple[str, str], list[Rollout]] = {}
-        for rollout in rollouts:
-            by_start.setdefault((rollout.task, rollout.start), []).append(rollout)
-        solved = [group for group in by_start.values() if any(rollout.accepted for rollout in group)]
-        groups = tqdm(solved, desc="starts understood", disable=None)
-        more = corrected((list(self._kept(group)) for group in groups), lessons.learn(self.settings.seed), config)
-        return (samples if more is None else join_samples(samples, more)), counts["real"]
+        return {"steps": trainer.step, "real_episodes": counts["real"], "losses": losses}
 
     def _note(self) -> None:
         if self.processes.main:
@@ -180,9 +164,8 @@ class VLAW:
         result = []
         for i, (entry, episode, p) in enumerate(zip(entries, episodes, probability.tolist(), strict=True)):
             rollout = Rollout(first + i, episode.task, entry.name, round(p, 5), p > self.judge.threshold)
-            if rollout.accepted or self.settings.hindsight:
-                episode.outcome, episode.outcome_source = "success" if rollout.accepted else "failure", "reward_model"
-                episode.reward[-1:] = float(rollout.accepted)
+            if rollout.accepted:
+                episode.outcome, episode.outcome_source, episode.reward[-1:] = "success", "reward_model", 1.0
                 episode.extra["judge"] = self.judge.name
                 episode.episode_id = f"imagined_{rollout.number:06d}"
                 episode.save(self._path(rollout))
@@ -202,7 +185,7 @@ class VLAW:
         accepted = np.array([rollout.accepted for rollout in rollouts], bool)
         synthetic = samples.episode >= real
         weights = np.ones(len(samples))
-        if self.settings.hard_starts and not self.settings.hindsight and synthetic.any():
+        if self.settings.hard_starts and synthetic.any():
             weights[synthetic] = hard_start_weights(starts, accepted)[accepted][samples.episode[synthetic] - real]
         return mixed_chances(samples, synthetic, weights, self.settings.synthetic_share)
 
