@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +64,22 @@ class LeftOf:
 
     def stop(self, which: Tensor) -> None:
         self.active = self.active & ~which
+
+
+def in_two_processes(*words: object) -> None:
+    """Runs Python with such arguments in two processes that know of each other, as users start them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, words)], env=environment, capture_output=True, text=True, timeout=380, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def two_processes() -> Callable[..., None]:
+    """See `in_two_processes`."""
+    return in_two_processes
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,18 +68,15 @@ def train(world: Imagination, data: Path, out: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_two_processes_give_the_policy_of_one(
-    left_of: Callable[[float], Imagination], entries: list[EpisodeEntry], tmp_path: Path
+    left_of: Callable[[float], Imagination],
+    entries: list[EpisodeEntry],
+    two_processes: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     assert entries
     train(left_of(0.3), tmp_path / "data", tmp_path / "one")
     (tmp_path / "script.py").write_text(SCRIPT)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words += [tmp_path / "script.py", Path(__file__).parent, tmp_path / "data", tmp_path / "two"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(word) for word in words], env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    two_processes(tmp_path / "script.py", Path(__file__).parent, tmp_path / "data", tmp_path / "two")
     one, two = (SmallPolicy.from_pretrained(tmp_path / name).network.state_dict() for name in ("one", "two"))
     torch.manual_seed(0)
     untrained = SmallPolicy(PolicyConfig(channels=8, keypoints=4, hidden=32)).network.state_dict()

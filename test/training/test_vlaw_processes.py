@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from runpy import run_path
@@ -44,15 +42,15 @@ def update(world: Imagination, data: Path, out: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_two_processes_make_the_update_of_one(
-    left_of: Callable[[float], Imagination], entries: list[EpisodeEntry], tmp_path: Path
+    left_of: Callable[[float], Imagination],
+    entries: list[EpisodeEntry],
+    two_processes: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     assert entries
     update(left_of(0.3), tmp_path / "data", tmp_path / "one")
     (tmp_path / "script.py").write_text(SCRIPT)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words += [str(tmp_path / name) for name in ("script.py", "data", "two")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_processes(tmp_path / "script.py", tmp_path / "data", tmp_path / "two")
     one, two = ((tmp_path / name / ROLLOUTS_FILE).read_text() for name in ("one", "two"))
     assert one == two
     mine, other = (SmallPolicy.from_pretrained(tmp_path / name).network.state_dict() for name in ("one", "two"))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +24,9 @@ STEPS = 6
 
 
 @pytest.mark.timeout(400)
-def test_two_processes_give_the_result_of_one(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
+def test_two_processes_give_the_result_of_one(
+    tmp_path: Path, make_episode: Callable[..., Episode], two_processes: Callable[..., None]
+) -> None:
     for i in range(6):
         outcome = ("success", "near_success", "failure")[i % 3]
         make_episode(seed=i, outcome=outcome, steps=16).save(tmp_path / "data" / f"{i}.safetensors")
@@ -35,12 +34,8 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path, make_episode: Call
     settings = WorldModelTraining.load(tmp_path / "config.yaml")
     data = tmp_path / "data"
     one = train(settings, Sources(data), tmp_path / "one", Budget(STEPS, None))
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words += ["-m", "wvl_ros.cli", "train", "world-model", "--data", str(data)]
-    words += ["--out", str(tmp_path / "two"), "--config", str(tmp_path / "config.yaml"), "--steps", str(STEPS)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=380, check=False)
-    assert done.returncode == 0, done.stderr
+    words = ("-m", "wvl_ros.cli", "train", "world-model", "--data", data, "--out", tmp_path / "two")
+    two_processes(*words, "--config", tmp_path / "config.yaml", "--steps", STEPS)
     (first, facts), (second, facts_of_two) = (
         load_state(tmp_path / name / "state.safetensors") for name in ("one", "two")
     )

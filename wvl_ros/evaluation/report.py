@@ -20,7 +20,7 @@ def headline(result: dict[str, Any]) -> dict[str, float | None]:
     figures["reward_alignment"] = (outcome["accuracy"], outcome["interval_95"])
     figures["false_success"] = (outcome["false_success_near"], outcome["false_success_near_interval_95"])
     listening = result["listening"]
-    figures["misnamed_success"] = (listening["false_success"], listening["interval_95"])
+    figures["misnamed_success"] = (listening["misnamed"], listening["interval_95"])
     if "blind" in outcome:
         figures["blind_alignment"] = (outcome["blind"]["accuracy"], outcome["blind"]["interval_95"])
     if "following" in result:
@@ -65,8 +65,8 @@ def _show_listening(of: dict[str, Any]) -> None:
     if of["episodes"]:
         low, high = of["interval_95"]
         print(
-            f"listening    {of['false_success']:.0%} ({low:.0%} to {high:.0%}) of {of['episodes']} successes are still "
-            "taken for one when the instruction names something else"
+            f"listening    of {of['episodes']} successes {of['named']:.0%} are taken for one as they were told, and "
+            f"{of['misnamed']:.0%} ({low:.0%} to {high:.0%}) when something else is named"
         )
 
 

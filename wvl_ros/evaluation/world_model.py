@@ -217,7 +217,7 @@ def _measure(
         seed=args.noise_seed,
         progress=True,
     )
-    result["listening"] = listening_measures(model, cache, episodes, steps=args.steps, seed=args.noise_seed)
+    result["listening"] = listening_measures(model, cache, episodes, imagined, steps=args.steps, seed=args.noise_seed)
     patch = int(config["patch"])
     videos = _views(cache, episodes, imagined, patch) if args.lpips_weights or args.fvd_weights else []
     result["perceptual"] = perceptual_measures(videos, args.lpips_weights, args.fvd_weights)

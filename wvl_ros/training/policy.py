@@ -221,7 +221,8 @@ def _vlaw(args: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     rollouts = []
     if settings.learn_from != "real":
         validation = _entries([args.validation], rig, args.tasks) if args.validation else entries
-        facts["judge"] = _trust(judge, imagination, rig, validation)
+        trusted = _trust(judge, imagination, rig, validation) if processes.main else {}
+        facts["judge"] = processes.copy_object(trusted)
         rollouts = run.imagine()
     tasks = sorted({rollout.task for rollout in rollouts})
     facts["accepted"] = {

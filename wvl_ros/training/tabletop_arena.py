@@ -5,13 +5,12 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from wvl_ros.errors import EpisodeError
 from wvl_ros.policies.network import PolicyConfig
@@ -23,14 +22,13 @@ from wvl_ros.training.practice import Practice, choose, join
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.recorded import commanded_poses
 
-# Kept by each process, one of each kind of scene: to compile another and open its renderer costs more than a rollout.
-_worlds: dict[tuple[str, str, int, int], Any] = {}
+_worlds: dict[tuple[str, int], Any] = {}  # one a task and process: compiling a scene costs more than a rollout
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """The rollouts from one beginning: of which scene, after which actions (N, 7), how many, with which seed of the
-    policy's sampling.
+    """The rollouts from one beginning: of which scene, after which actions (N, 7), with which seeds of the policy's
+    sampling.
     """
 
     task: str
@@ -38,8 +36,7 @@ class _Job:
     variant: str
     instruction: str
     behind: NDArray[np.float64]
-    count: int
-    seed_of_policy: int
+    seeds: tuple[int, ...]
 
 
 class TabletopArena:
@@ -66,7 +63,7 @@ class TabletopArena:
         temperature: float,
         generator: torch.Generator,
     ) -> Practice:
-        """See `Arena.practise`; `generator` gives each group a seed of its own, `seeds` say nothing here.
+        """See `Arena.practise`; `generator` gives each rollout a seed of its own, `seeds` say nothing here.
 
         Raises:
             EpisodeError: an episode is not the tabletop's.
@@ -81,7 +78,7 @@ class TabletopArena:
         weights = {name: tensor.numpy() for name, tensor in policy.network.state_dict().items()}
         futures = [
             self._pool.submit(
-                _run, policy.config, weights, policy.noise, temperature, _job(beginnings[g[0]], len(g), drawn[g[0]])
+                _run, policy.config, weights, policy.noise, temperature, _job(beginnings[g[0]], [drawn[i] for i in g])
             )
             for g in groups
         ]
@@ -92,7 +89,7 @@ class TabletopArena:
         return []
 
 
-def _job(beginning: Beginning, count: int, seed: int) -> _Job:
+def _job(beginning: Beginning, seeds: Sequence[int]) -> _Job:
     entry = beginning.entry
     episode = entry.load(images=False)
     extra = episode.extra
@@ -102,15 +99,7 @@ def _job(beginning: Beginning, count: int, seed: int) -> _Job:
             "start from it; leave --world tabletop out."
         )
     behind = commanded_poses(episode)[1 : 1 + beginning.step]
-    return _Job(
-        entry.task,
-        int(str(extra["seed"])),
-        str(extra["variant"]),
-        entry.instruction,
-        behind,
-        count,
-        seed,
-    )
+    return _Job(entry.task, int(str(extra["seed"])), str(extra["variant"]), entry.instruction, behind, tuple(seeds))
 
 
 def _run(
@@ -121,62 +110,45 @@ def _run(
     policy = SmallPolicy(config)
     policy.noise = noise
     policy.network.load_state_dict({name: torch.from_numpy(np.asarray(tensor)) for name, tensor in weights.items()})
-    return _rollouts(policy, job, temperature)
+    return join([_rollout(policy, job, temperature, torch.Generator().manual_seed(seed)) for seed in job.seeds])
 
 
 @torch.no_grad()
-def _rollouts(policy: SmallPolicy, job: _Job, temperature: float) -> Practice:
-    """All rollouts of a job in step with each other, so that the policy sees them as one batch."""
-    runs = [_Rollout(policy, job, number) for number in range(job.count)]
-    generator = torch.Generator().manual_seed(job.seed_of_policy)
-    decisions: list[tuple[Tensor, ...]] = []
-    while any(run.active for run in runs):
-        inputs = policy.inputs([run.observation for run in runs], [job.instruction] * len(runs))
+def _rollout(policy: SmallPolicy, job: _Job, temperature: float, generator: torch.Generator) -> Practice:
+    from wvl_ros.worlds.tabletop import TabletopWorld
+
+    config, key = policy.config, (job.task, policy.config.execute_steps)
+    if key not in _worlds:
+        _worlds[key] = TabletopWorld(job.task, image_stride=config.execute_steps)  # seen only where it decides
+    world = _worlds[key]
+    scene = {"task": job.task, "variant": job.variant, "instruction": job.instruction}
+    observation, info = world.reset(seed=job.seed, options=scene)
+    limit = min(world.max_steps, STEPS.get(job.task, world.max_steps))
+    parts: list[Practice] = []
+    ended, success = False, False
+    for pose in job.behind:
+        observation, _, terminated, _, info = world.step(pose)
+        success = ended = success or terminated
+    step = len(job.behind)
+    while not parts or (not ended and step < limit):
+        inputs = policy.inputs([observation], [job.instruction])
         actions, log_probs = choose(policy, inputs, temperature, generator)
-        counts = torch.stack([run.execute(chunk) for run, chunk in zip(runs, actions, strict=True)])
-        decisions.append((inputs.images, inputs.state, actions, log_probs, counts))
-    images, state, actions, log_probs, counts = (torch.stack(column, 1) for column in zip(*decisions, strict=True))
-    success = torch.tensor([run.success for run in runs])
-    return Practice(images, state, inputs.words, actions, log_probs, counts, success, success.float())
-
-
-class _Rollout:
-    """One rollout in a world of its own."""
-
-    def __init__(self, policy: SmallPolicy, job: _Job, number: int) -> None:
-        from wvl_ros.worlds.tabletop import TabletopWorld
-
-        self.config, self.space = policy.config, policy.action_space
-        key = (job.task, job.variant, self.config.execute_steps, number)
-        if key not in _worlds:
-            _worlds[key] = TabletopWorld(job.task, image_stride=self.config.execute_steps)  # seen only where it decides
-        self.world = _worlds[key]
-        scene = {"task": job.task, "variant": job.variant, "instruction": job.instruction}
-        self.observation, self.info = self.world.reset(seed=job.seed, options=scene)
-        self.limit = min(self.world.max_steps, STEPS.get(job.task, self.world.max_steps))
-        self.step, self.success, self.active = 0, False, True
-        for pose in job.behind:
-            self._move(pose)
-        self.active = True  # it looks once wherever it begins
-
-    def execute(self, chunk: Tensor) -> Tensor:
-        """Acts by a chunk (T, 7); gives which of its actions (T,) it came to."""
-        counts = torch.zeros(self.config.chunk_size, dtype=torch.bool)
-        if not self.active:
-            return counts
         poses = droid.convert_chunk(
-            chunk.clamp(-1, 1).double().numpy(), self.space, self.world.action_space_name,
-            self.observation["joint_position"], np.asarray(self.info["commanded_pose"], float)[:6],
+            actions[0].clamp(-1, 1).double().numpy(), policy.action_space, world.action_space_name,
+            observation["joint_position"], np.asarray(info["commanded_pose"], float)[:6],
         )  # fmt: skip
-        for i in range(min(self.config.execute_steps, max(1, self.limit - self.step))):
-            counts[i] = True
-            self._move(poses[i])
-            if not self.active:
+        counts = torch.zeros(1, config.chunk_size, dtype=torch.bool)
+        for i in range(min(config.execute_steps, limit - step)):
+            counts[0, i] = True
+            observation, _, terminated, truncated, info = world.step(poses[i])
+            step += 1
+            success, ended = success or terminated, terminated or truncated
+            if ended:
                 break
-        return counts
-
-    def _move(self, pose: NDArray[np.float64]) -> None:
-        self.observation, _, terminated, truncated, self.info = self.world.step(pose)
-        self.step += 1
-        self.success = self.success or terminated
-        self.active = not (self.success or truncated or self.step >= self.limit)
+        decision = (inputs.images, inputs.state, actions, log_probs, counts)
+        images, state, actions, log_probs, counts = (part[:, None] for part in decision)
+        ending = torch.tensor([success])
+        parts.append(Practice(images, state, inputs.words, actions, log_probs, counts, ending, ending.float()))
+    timed = ("images", "state", "actions", "log_probs", "counts")
+    columns = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in timed}
+    return replace(parts[-1], **columns)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-CONTRASTS = (("red", "blue"), ("yellow", "green"))  # words of the tabletop that exclude each other
 PADDING, UNKNOWN = 0, 1
 _RESERVED = 2
 
@@ -21,23 +20,6 @@ def words(text: str) -> list[str]:
 def collect_vocabulary(instructions: Iterable[str]) -> list[str]:
     """All words of some instructions, in alphabetical order."""
     return sorted({word for text in instructions for word in words(text)})
-
-
-def misname(instruction: str, contrasts: Sequence[Sequence[str]], generator: torch.Generator) -> str:
-    """The instruction with one word of a group in `contrasts` in the place of another, so that it asks for something
-    else; as it is where no such word occurs.
-    """
-    parts = re.split(r"(\W+)", instruction)
-    found = [(i, group) for i, word in enumerate(parts) for group in contrasts if word.lower() in group]
-    if not found:
-        return instruction
-
-    def one_of(count: int) -> int:
-        return int(torch.randint(count, (), generator=generator))
-
-    place, group = found[one_of(len(found))]
-    others = [word for word in group if word != parts[place].lower()]
-    return "".join([*parts[:place], others[one_of(len(others))], *parts[place + 1 :]])
 
 
 class InstructionEncoder(nn.Module):
