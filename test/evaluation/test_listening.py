@@ -1,4 +1,4 @@
-"""Whether the reward head listens is measured: instructions that ask for something else, and what is made of them."""
+"""Whether the reward head listens is measured: what it makes of instructions that ask for something else."""
 
 from __future__ import annotations
 
@@ -9,34 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wvl_ros.checkpoints import find
 from wvl_ros.evaluation import listening
 from wvl_ros.evaluation.imagined import ImaginedEpisode
-from wvl_ros.evaluation.listening import OTHERS, listening_measures, misname
+from wvl_ros.evaluation.listening import listening_measures
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training.frame_cache import FrameCache, open_cache
-from wvl_ros.world_model.instruction import words
 from wvl_ros.world_model.loading import load_small_world_model
-
-TEXTS = st.lists(st.sampled_from(["put", "the", "cube", "on", "disk", *OTHERS]), max_size=9).map(" ".join)
-
-
-@given(TEXTS, st.integers(0, 10**6))
-def test_one_colour_is_exchanged_for_the_other(text: str, seed: int) -> None:
-    told = misname(text, torch.Generator().manual_seed(seed))
-    changed = [(a, b) for a, b in zip(words(text), words(told), strict=True) if a != b]
-    assert len(changed) == (1 if set(words(text)) & set(OTHERS) else 0)
-    assert all(OTHERS[a] == b for a, b in changed)
-
-
-def test_all_else_stays_as_it_is_written() -> None:
-    generator = torch.Generator().manual_seed(0)
-    assert misname("Put the Red cube, please!", generator) == "Put the blue cube, please!"
-    assert misname("Wipe the table.", generator) == "Wipe the table."
-    assert misname("the blueish cube", generator) == "the blueish cube"
 
 
 @pytest.mark.parametrize(("listens", "expected"), [(True, 0.0), (False, 1.0)])

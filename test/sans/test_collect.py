@@ -75,14 +75,31 @@ def test_a_mistaken_player_does_elsewhere_what_would_have_been_right(tmp_path: P
         world.reset(seed=0)
         true = world.table_state()
         shown, info = TabletopWorld("pick_place", 64, 64).reset(seed=0)
-        assert (episode.extra["mode"], episode.source) == ("mistaken", f"{player}/tabletop")
+        assert (episode.extra["mode"], episode.source) == ("mistaken places", f"{player}/tabletop")
         assert episode.instruction == info["instruction"]
         assert np.array_equal(episode.images["wrist_image_left"][0], shown["wrist_image_left"])  # the true scene
-        world.reset(seed=0, options={"mistaken": True})
+        world.reset(seed=0, options={"mistaken": "places"})
         believed = world.table_state()
         assert np.linalg.norm(believed.objects - true.objects, axis=1).max() <= MISTAKE + 1e-9
         assert np.linalg.norm(believed.goal - true.goal) <= 0.1 + 1e-9
         assert not np.array_equal(np.append(believed.objects, believed.goal), np.append(true.objects, true.goal))
+
+
+def test_who_takes_one_thing_for_the_other_fails(tmp_path: Path) -> None:
+    words = ("--task", "pick_place", "--mistaken", "things", "--episodes", "4", "--size", "64", "--stride", "60")
+    counted = collect.run(arguments(*words, "--out", str(tmp_path)))["outcomes"]
+    assert "pick_place/success" not in counted
+    kinds = []
+    for path in sorted(tmp_path.iterdir()):
+        episode = Episode.load(path)
+        kinds.append(episode.extra["variant"])
+        world = TabletopWorld("pick_place", cameras=False)
+        world.reset(seed=int(str(episode.extra["seed"])), options={"variant": kinds[-1], "mistaken": "things"})
+        believed = world.table_state()
+        reached = np.linalg.norm(episode.cartesian_position[:, :2] - believed.objects[0, :2], axis=1)
+        assert reached.min() < 0.01  # the object that it takes for the named one
+        assert np.linalg.norm(episode.cartesian_position[-1, :2] - believed.goal[:2]) < 0.1
+    assert set(kinds) == {"two_objects", "two_goals"}
 
 
 def test_bad_options_are_refused(tmp_path: Path) -> None:

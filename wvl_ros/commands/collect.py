@@ -47,9 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--denoising-steps", type=int, help="of --imagined-in: a frame's (default: the model's)")
     parser.add_argument(
         "--mistaken",
-        action="store_true",
-        help="whoever plays is mistaken by a few cm about where things lie and does not notice: actions that do "
-        "not betray how their episode goes",
+        nargs="?",
+        choices=("places", "things"),
+        const="places",
+        default="",
+        help="whoever plays is mistaken and does not notice: by a few cm about where things lie (places, the default), "
+        "so that actions do not betray how their episode goes; or about which of two is named (things)",
     )
     parser.add_argument("--good-only", action="store_true", help="flawless demonstrations instead of every outcome")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")

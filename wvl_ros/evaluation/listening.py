@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,21 +14,8 @@ from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes
 from wvl_ros.evaluation.outcome import best_run
 from wvl_ros.evaluation.wilson import wilson_interval
 from wvl_ros.training.frame_cache import FrameCache
+from wvl_ros.training.misnaming import Misnaming
 from wvl_ros.world_model.model import WorldModel
-
-OTHERS = {"red": "blue", "blue": "red", "yellow": "green", "green": "yellow"}  # of the tabletop's things
-
-
-def misname(instruction: str, generator: torch.Generator) -> str:
-    """The instruction with one of its colours exchanged for the other, so that it asks for something else; as it is
-    where it names none.
-    """
-    parts = re.split(r"(\W+)", instruction)
-    found = [i for i, word in enumerate(parts) if word.lower() in OTHERS]
-    if found:
-        place = found[int(torch.randint(len(found), (), generator=generator))]
-        parts[place] = OTHERS[parts[place].lower()]
-    return "".join(parts)
 
 
 def listening_measures(
@@ -40,6 +26,7 @@ def listening_measures(
     *,
     steps: int = 1,
     seed: int = 0,
+    misnaming: Misnaming | None = None,
 ) -> dict[str, Any]:
     """The successes among some episodes, `imagined` by their own instructions, and once more by others.
 
@@ -47,11 +34,11 @@ def listening_measures(
         'episodes' whose instruction could be changed; 'named', the share of them that is taken for a success by its own
         instruction, and 'misnamed', by the changed one (None where there are none), with the latter's 'interval_95'.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, misnaming = torch.Generator().manual_seed(seed), misnaming or Misnaming()
     told, rows = list(cache.instructions), []
     for row, episode in enumerate(episodes.tolist()):
         if cache.outcomes[episode] == "success":
-            told[episode] = misname(cache.instructions[episode], generator)
+            told[episode] = misnaming.one(cache.instructions[episode], generator)
             if told[episode] != cache.instructions[episode]:
                 rows.append(row)
     again = imagine_episodes(model, replace(cache, instructions=told), episodes[rows], steps=steps, seed=seed)

@@ -29,6 +29,7 @@ from wvl_ros.evaluation.report import headline, show
 from wvl_ros.evaluation.review import agreement, write_review
 from wvl_ros.evaluation.visual_judge import VisualJudge, judge_videos, load_judge
 from wvl_ros.training.frame_cache import FrameCache, open_cache
+from wvl_ros.training.misnaming import Misnaming, add_opposites
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.loading import load_small_world_model
 from wvl_ros.world_model.model import WorldModel
@@ -151,6 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reviewed", type=Path, metavar="CSV", help="that table, filled in: how often you and the judge agree"
     )
+    add_opposites(parser)
     parser.add_argument("--lpips-weights", type=Path, metavar="FILE", help="network of LPIPS; without it not computed")
     parser.add_argument("--fvd-weights", type=Path, metavar="FILE", help="network of FVD; without it not computed")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
@@ -217,7 +219,10 @@ def _measure(
         seed=args.noise_seed,
         progress=True,
     )
-    result["listening"] = listening_measures(model, cache, episodes, imagined, steps=args.steps, seed=args.noise_seed)
+    misnaming = Misnaming(args.opposites)
+    result["listening"] = listening_measures(
+        model, cache, episodes, imagined, steps=args.steps, seed=args.noise_seed, misnaming=misnaming
+    )
     patch = int(config["patch"])
     videos = _views(cache, episodes, imagined, patch) if args.lpips_weights or args.fvd_weights else []
     result["perceptual"] = perceptual_measures(videos, args.lpips_weights, args.fvd_weights)

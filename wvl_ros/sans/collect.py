@@ -17,7 +17,7 @@ from wvl_ros.worlds.droid import CAMERAS
 from wvl_ros.worlds.experts import Expert, Skill, Wanderer, make_expert
 from wvl_ros.worlds.interface import Observation
 from wvl_ros.worlds.tabletop import TabletopWorld
-from wvl_ros.worlds.tasks import TASKS
+from wvl_ros.worlds.tasks import TASKS, Mistaken
 
 MODES = ("good", "misplace", "early_release", "hold", "misgrasp", "noisy", "wander")
 STEPS = {"pick_place": 60, "push": 60, "stack": 60, "sweep": 165}  # of an episode
@@ -86,26 +86,33 @@ def collect_rollout(world: TabletopWorld, task: str, seed: int, policy: Policy, 
 
 
 def collect_mistaken(
-    world: TabletopWorld, task: str, seed: int, policy: Policy | None = None, steps: int = 60
+    world: TabletopWorld, task: str, seed: int, about: Mistaken, policy: Policy | None = None, steps: int = 60
 ) -> Episode:
     """What an expert, or a policy, does who is mistaken about the scene, done in the true one, and kept.
 
     Recorded actions betray how their episode goes: who misses what he sees hesitates or tries again. These never do,
-    and whether they succeed is a matter of where things lie alone.
+    and whether they succeed is a matter of where things lie alone, or of what the instruction names.
 
     Args:
         world: its `image_stride` becomes the episode's. task, seed: as for `collect_episode`.
+        about: 'places', or 'things' (then every scene holds two objects or two goals); see `tasks.mistaken`.
     """
-    actions = iter(_plan(world, task, seed, policy, steps))
-    start = world.reset(seed=seed, options={"task": task})
+    options: dict[str, Any] = {"task": task}
+    if about == "things":
+        variants = [variant for variant in TASKS[task].variants if variant != "single"]
+        options["variant"] = variants[seed % len(variants)]
+    actions = iter(_plan(world, task, seed, options | {"mistaken": about}, policy, steps))
+    start = world.reset(seed=seed, options=options)
     episode = _play(world, start, lambda *_: next(actions), task, seed, steps)
     source, name = ("expert/tabletop", "") if policy is None else ("policy/tabletop", policy.name)
-    return replace(episode, source=source, policy=name, extra=episode.extra | {"mode": "mistaken"})
+    return replace(episode, source=source, policy=name, extra=episode.extra | {"mode": f"mistaken {about}"})
 
 
-def _plan(world: TabletopWorld, task: str, seed: int, policy: Policy | None, steps: int) -> list[NDArray[np.float64]]:
+def _plan(
+    world: TabletopWorld, task: str, seed: int, options: dict[str, Any], policy: Policy | None, steps: int
+) -> list[NDArray[np.float64]]:
     """The poses that somebody commands who is mistaken about the scene."""
-    observation, info = world.reset(seed=seed, options={"task": task, "mistaken": True})
+    observation, info = world.reset(seed=seed, options=options)
     if policy is not None:
         broker = ChunkBroker(policy)
         broker.reset(seed)
@@ -183,7 +190,7 @@ class Job:
         size: px, height and width of its images. stride: control steps an image.
         good: by a flawless expert. policy: folder of the checkpoint that plays instead of an expert.
         temperature: the policy's is drawn from 0 to this, by the seed; at 0 it deploys its mean.
-        mistaken: whether it acts as in a scene that is a little different, see `collect_mistaken`.
+        mistaken: about what the player is, see `collect_mistaken`.
     """
 
     task: str
@@ -193,13 +200,13 @@ class Job:
     good: bool = False
     policy: str = ""
     temperature: float = 0.0
-    mistaken: bool = False
+    mistaken: Mistaken = ""
 
     @property
     def fingerprint(self) -> str:
         """Its key in a dataset."""
         player = f"{Path(self.policy).name} {self.temperature:g}" if self.policy else "good" if self.good else "any"
-        player += " mistaken" if self.mistaken else ""
+        player += f" mistaken {self.mistaken}" if self.mistaken else ""
         return f"collect {self.task} {self.seed} {self.size} {self.stride} {player}"
 
     def run(self) -> Episode:
@@ -212,7 +219,7 @@ class Job:
     def _collect(self, world: TabletopWorld) -> Episode:
         if self.mistaken:
             policy = self._policy() if self.policy else None
-            return collect_mistaken(world, self.task, self.seed, policy, STEPS[self.task])
+            return collect_mistaken(world, self.task, self.seed, self.mistaken, policy, STEPS[self.task])
         if self.policy:
             return collect_rollout(world, self.task, self.seed, self._policy(), STEPS[self.task])
         skill, mode = (Skill(), "good") if self.good else (None, "")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from wvl_ros.training.frame_cache import FrameCache
+from wvl_ros.training.misnaming import Misnaming, Wordings
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.model import Evidence, WorldModel
@@ -30,7 +31,7 @@ def fit_classifier(
     """
     head = model.reward_head.requires_grad_(True)
     optimizer = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=0.01)
-    tokens = model.instruction.tokens(cache.instructions)
+    names = Wordings(cache.instructions, cache.outcomes, Misnaming())
     pools = _frames(cache)
     scale = model.get_buffer("state_scale")
     began, step, smooth = time.monotonic(), 0, 0.7
@@ -40,14 +41,16 @@ def fit_classifier(
         frame, first = cache.frame(episode, index), cache.frame(episode, torch.zeros_like(index))
         step_before, step_now = cache.step(episode, index - 1), cache.step(episode, index)
         before, now = (Kinematics.unpack(cache.kinematics[r]).state() for r in (step_before, step_now))
+        wording = names.draw(episode, 0.2, generator)
+        tokens = model.instruction.tokens(names.told(episode, wording))
         with torch.no_grad():
-            text = model.instruction(tokens[episode])
+            text = model.instruction(tokens)
         images = composition.views(frame).flatten(0, 1).permute(0, 3, 1, 2)
         nothing = images.new_zeros(len(images), model.to_frame.in_channels, *images.shape[2:])
         pooled = images.new_zeros(len(rows), model.reward_head.pooled)
         arm = torch.cat([before, now, (now - before) / scale], 1)
-        logit = model.judge(Evidence(images, nothing, pooled, arm, text), first)
-        loss = F.binary_cross_entropy_with_logits(logit, cache.rewards[step_now])
+        logit = model.judge(Evidence(images, nothing, pooled, arm, text, head.outcome.instruction(tokens)), first)
+        loss = F.binary_cross_entropy_with_logits(logit, cache.rewards[step_now] * (wording == 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,7 +2,8 @@
 
 A head that is right on frames after true ones can be wrong after frames that the model drew itself. So, at the end of a
 run, whole training episodes are imagined from their first frame by their recorded actions, and the head learns what
-truly happened from what the model sees then.
+truly happened from what the model sees then. Some successes are imagined, from their start, by an instruction that
+names something else, and are none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wvl_ros.training.frame_cache import FrameCache
+from wvl_ros.training.misnaming import Misnaming, Wordings
 from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.rollout import Rollouts
 
@@ -32,16 +34,21 @@ def fit_reward(
     *,
     seconds: float | None = None,
     updates: int | None = None,
+    names: Wordings | None = None,
+    misnamed_share: float = 0.2,
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Trains `model.reward_head` on own rollouts of episodes of `cache`, until the time or the updates are spent.
+
+    Args:
+        names: what the episodes may be told by. misnamed_share: of the successes among the rollouts.
 
     Returns:
         Updates, rollouts, and the mean loss of the first and of the last tenth of them.
     """
     if seconds is None and updates is None:
         raise ValueError("fit_reward needs a limit: seconds or updates.")
-    draw = _weights(cache)
+    draw, names = _weights(cache), names or Wordings(cache.instructions, cache.outcomes, Misnaming())
     training = model.training
     model.eval()
     trained = list(model.reward_head.parameters())
@@ -66,7 +73,8 @@ def fit_reward(
         imagined = Rollouts(model, stop_at_success=False)
         start = torch.zeros_like(episodes)
         seeds = torch.randint(2**31, (_BATCH,), generator=generator).tolist()
-        words = [cache.instructions[i] for i in episodes]
+        wording = names.draw(episodes, misnamed_share, generator)
+        words = names.told(episodes, wording)
         kinematics = cache.kinematics[cache.step(episodes, start)]
         first = cache.frame(episodes, start)
         imagined.start(first, kinematics, words, cache.calibrated[episodes], seeds)
@@ -81,7 +89,8 @@ def fit_reward(
             imagined.advance(cache.chunk(episodes, index))
             rows = learned[imagined.drawn].nonzero()[:, 0]
             if len(rows):
-                truth = cache.rewards[cache.step(episodes, index + 1)][imagined.drawn][rows]
+                rewards = cache.rewards[cache.step(episodes, index + 1)] * (wording == 0)
+                truth = rewards[imagined.drawn][rows]
                 losses.append(_learn(model, imagined, rows, first[imagined.drawn][rows], truth, optimizer))
             bar.update(done() - bar.n)
             if done() >= 1:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from wvl_ros.training.frame_cache import FrameCache
+from wvl_ros.training.misnaming import Misnaming, Wordings
 from wvl_ros.training.processes import Processes
 
-_PLACES = ("episode", "index", "ended", "calibrated")  # known to every process
+_PLACES = ("episode", "index", "wording", "ended", "calibrated")  # known to every process
 _HISTORY = ("last", "previous", "first", "kinematics", "first_kinematics")  # of a process' own rows
 
 
@@ -29,6 +30,8 @@ class SlotSettings:
     start_share: float
     end_share: float
     uncalibrated_share: float
+    misnamed_share: float
+    opposites: list[list[str]]
 
 
 class Slots:
@@ -37,6 +40,7 @@ class Slots:
     Attributes:
         rows: the slots that this process computes.
         episode, index: (B,) where a slot is: its last frame is frame `index` of `episode`, true or imagined.
+        names, wording: what episodes may be told by, and which of it a slot is (B,), see `Wordings`.
         last, previous, first: (B, C, G, G) frames: the last two and the rollout's first.
         kinematics, first_kinematics: packed (B, 39). calibrated: (B,).
     """
@@ -56,10 +60,12 @@ class Slots:
         self.cache, self.settings, self.generator = cache, settings, generator
         self.processes = processes or Processes()
         self.rows = self.processes.share(batch)
+        self.names = Wordings(cache.instructions, cache.outcomes, Misnaming(settings.opposites))
         self.weights = torch.where(cache.frame_count > 1, weights, torch.zeros_like(weights)).double()
         grid, channels = cache.frames.shape[1], cache.frames.shape[3]
         self.episode = torch.zeros(batch, dtype=torch.long)
         self.index = torch.zeros(batch, dtype=torch.long)
+        self.wording = torch.zeros(batch, dtype=torch.long)
         self.ended = torch.ones(batch, dtype=torch.bool)
         self.last = torch.zeros(batch, channels, grid, grid).contiguous(memory_format=torch.channels_last)
         self.previous = self.last.clone(memory_format=torch.preserve_format)
@@ -95,6 +101,7 @@ class Slots:
             getattr(self, name)[rows[own]] = clear + noise[own, None, None, None] * mist[own]
         self.first[rows[own]] = cache.frame(episode[own], anchor[own])
         self.episode[rows], self.index[rows] = episode, index
+        self.wording[rows] = self.names.draw(episode, settings.misnamed_share, self.generator)
         self.kinematics[rows] = cache.kinematics[cache.step(episode, index)]
         self.first_kinematics[rows] = cache.kinematics[cache.step(episode, anchor)]
         known = self._uniform(n) >= settings.uncalibrated_share

@@ -13,6 +13,7 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.evaluation.visual_judge import FILE, fit_judge, save_judge
 from wvl_ros.training.frame_cache import open_cache
 from wvl_ros.training.mirror import is_symmetric, with_mirror_images
+from wvl_ros.training.misnaming import Misnaming, add_opposites
 from wvl_ros.world_model.loading import read_config
 
 
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="updates of each of its two networks (default: %(default)s, about 15 minutes on a core)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    add_opposites(parser)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
 
 
@@ -44,6 +46,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     if is_symmetric(config["cameras"]):
         cache = with_mirror_images(cache, int(config["patch"]))
-    judge = fit_judge(cache, list(config["vocabulary"]), int(config["patch"]), steps=args.steps, seed=args.seed)
+    judge = fit_judge(
+        cache, list(config["vocabulary"]), int(config["patch"]),
+        steps=args.steps, seed=args.seed, misnaming=Misnaming(args.opposites),
+    )  # fmt: skip
     save_judge(folder, judge)
     return {"file": str(folder / FILE), "episodes": len(cache), "steps": args.steps}

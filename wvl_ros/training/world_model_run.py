@@ -211,7 +211,8 @@ class Run:
             figures["classifier"] = fit_classifier(trainer.average, trainer.cache, **own, generator=generator)
         from wvl_ros.training.reward_fit import fit_reward
 
-        return figures | fit_reward(trainer.average, trainer.cache, **limit, generator=generator)
+        told: dict[str, Any] = {"names": trainer.slots.names, "misnamed_share": self.settings.misnamed_share}
+        return figures | fit_reward(trainer.average, trainer.cache, **limit, **told, generator=generator)
 
     def _verdicts(self) -> list[Verdict]:
         return [Verdict(**facts) for facts in self.trainer.validations]

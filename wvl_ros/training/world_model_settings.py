@@ -12,6 +12,7 @@ import torch
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.training.frame_cache import KINDS, FrameCache
+from wvl_ros.training.misnaming import OPPOSITES
 from wvl_ros.training.settings import read_yaml, require
 from wvl_ros.world_model.instruction import UNKNOWN, collect_vocabulary
 from wvl_ros.world_model.model import WorldModel
@@ -20,7 +21,7 @@ DEFAULT_RIG = "tabletop"
 _TABLES = ("model", "training")
 _SHARES = (
     "teacher_forcing", "full_noise", "start_share", "end_share", "other_rigs", "uncalibrated_share", "final_share",
-    "replay_share", "reward_fit_share",
+    "replay_share", "reward_fit_share", "misnamed_share",
 )  # fmt: skip
 
 
@@ -39,6 +40,9 @@ class WorldModelTraining:
         start_share, end_share: share of slots that begin at an episode's first frame, or in its last four.
         other_rigs: share of slots on episodes of other rigs than the calibrated one, when there are any.
         uncalibrated_share: share of slots on calibrated episodes that are told that they are not.
+        misnamed_share: share of slots on successes, and of the rollouts of some that the reward head is fitted to,
+            whose instruction names something else, so that it is no success. opposites: pairs of words that are
+            exchanged for it.
         replay_share: share of slots on old episodes, when there are any.
         change_weight: extra weight on patches that change. reward_weight, state_weight: of these two losses beside
             the image; the small size fits its state beforehand.
@@ -74,6 +78,7 @@ class WorldModelTraining:
     end_share: float = 0.05
     other_rigs: float = 0.06
     uncalibrated_share: float = 0.03
+    misnamed_share: float = 0.2
     replay_share: float = 0.5
     change_weight: float = 2.0
     reward_weight: float = 0.2
@@ -92,6 +97,7 @@ class WorldModelTraining:
     tracking_effort: float = 1.0
     lora_rank: int = 0
     bfloat16: bool | None = None
+    opposites: list[list[str]] = field(default_factory=lambda: [list(pair) for pair in OPPOSITES])
     model: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +113,10 @@ class WorldModelTraining:
         require(self, ("ema",), lambda x: 0 <= x < 1, "in 0..1", of)
         require(self, ("reward_fit_share",), lambda x: x <= 0.9, "at most 0.9", of)
         require(self, ("patience",), lambda n: n >= 0, "0 or more", of)
+        pair = "pairs of words, such as [[red, blue]]"
+        require(
+            self, ("opposites",), lambda pairs: all(len(p) == 2 and not isinstance(p, str) for p in pairs), pair, of
+        )
         unknown = set(self.outcomes) - set(KINDS)
         if unknown:
             raise ConfigError(f"There is no outcome '{min(unknown)}'; outcomes are {', '.join(KINDS)}.")
@@ -209,7 +219,7 @@ def with_words(model: WorldModel, instructions: Sequence[str]) -> WorldModel:
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     larger = WorldModel(**(config | {"vocabulary": known + new}))
     weights = dict(model.state_dict())
-    name = "instruction.embedding.weight"
-    weights[name] = torch.cat([weights[name], weights[name][UNKNOWN].expand(len(new), -1)])
+    for name in ("instruction.embedding.weight", "reward_head.outcome.instruction.embedding.weight"):
+        weights[name] = torch.cat([weights[name], weights[name][UNKNOWN].expand(len(new), -1)])
     larger.load_state_dict(weights)
     return larger

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from wvl_ros.training import checkpointing, lora
 from wvl_ros.training.contact_fit import fit_contact, imagined_closings
 from wvl_ros.training.descent import Descent, Losses
 from wvl_ros.training.journal import Journal
+from wvl_ros.training.misnaming import Misnaming
+from wvl_ros.training.outcome_fit import fit_outcome
 from wvl_ros.training.posture import fit_posture
 from wvl_ros.training.processes import Processes
 from wvl_ros.training.slots import Slots, SlotSettings
@@ -27,6 +28,7 @@ from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "state.safetensors"
+_OUTCOME_FRESH = 1500  # updates of the reward head's part that sees frames alone, before a fresh model
 _CONTACT_FRESH, _CONTACT_KNOWN = 2500, 150  # updates of the contact alone, before a fresh model and before a fine-tune
 _CONTACT_AGAIN, _CONTACT_ROLLOUTS = 1000, 480  # updates at the end of a run, and rollouts whose frames they see
 _FINE_TUNED = 0.25  # share of these at the end of a fine-tune
@@ -98,8 +100,10 @@ class Trainer:
             if self.adapter is None:
                 updates = round((_CONTACT_FRESH if self.fresh else _CONTACT_KNOWN) * effort)
                 fitted |= fit_contact(self.model, self.cache, self.generator, updates)
+            if self.fresh:
+                fitted |= self._fit_outcome(round(_OUTCOME_FRESH * effort))
             self.processes.copy_from_main(self.model)
-            for name in ("tracking", "posture", "contact"):
+            for name in ("tracking", "posture", "contact", "reward_head"):
                 getattr(self.average, name).load_state_dict(getattr(self.model, name).state_dict())
         # Not the contact either: on the few closing frames of a batch it would forget what it was fitted to.
         for part in (tracking, posture, self.model.contact):
@@ -119,6 +123,13 @@ class Trainer:
         if not resumed:
             self.log("servo", tracking_errors(tracking, self.data.own) | fitted)
             self.checkpoint()  # these fits take minutes
+
+    def _fit_outcome(self, updates: int) -> dict[str, float]:
+        network, patch = self.model.reward_head.outcome, int(self.model.config["patch"])
+        misnaming = Misnaming(self.settings.opposites)
+        found = fit_outcome(network, self.cache, patch, updates, self.generator, misnaming=misnaming)
+        network.train()
+        return {f"outcome_{name}": value for name, value in found.items()}
 
     def checkpoint(self) -> None:
         """Writes the state and the averaged weights; every process must call it."""
@@ -159,7 +170,7 @@ class Trainer:
         spread = torch.sigmoid(1.2 * torch.randn(batch, generator=self.generator))
         sigma = torch.where(going_on | (draw < settings.full_noise), torch.ones(batch), spread)[own]
         noise = torch.randn(batch, *slots.last.shape[1:], generator=self.generator)[own]
-        episode, index = slots.episode[own], slots.index[own]
+        episode, index, wording = slots.episode[own], slots.index[own], slots.wording[own]
         after = cache.step(episode, index + 1)
         true, gripper = cache.frame(episode, index + 1), cache.kinematics[after, GRIPPER : GRIPPER + 1]
         last, first = slots.last[own], slots.first[own]
@@ -167,15 +178,14 @@ class Trainer:
         noisy = ((1 - level) * true + level * noise).contiguous(memory_format=torch.channels_last)
         exact = settings.bfloat16 is False or (settings.bfloat16 is None and not has_bfloat16())
         with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
-            context = self.model.context(
-                first, slots.first_kinematics[own], self.tokens[episode], slots.calibrated[own]
-            )
+            tokens = self.model.instruction.tokens(slots.names.told(episode, wording))
+            context = self.model.context(first, slots.first_kinematics[own], tokens, slots.calibrated[own])
             chunk = cache.chunk(episode, index)
             kinematics = slots.kinematics[own]
             out = self.model(noisy, sigma, last, slots.previous[own], kinematics, chunk, context, gripper)
         parts = {
             "image": image_loss(out.frame, true, last, first, settings.change_weight),
-            "reward": reward_loss(out.reward, cache.rewards[after], sigma, self.labelled[episode]),
+            "reward": reward_loss(out.reward, cache.rewards[after] * (wording == 0), sigma, self.labelled[episode]),
         }
         loss = parts["image"]
         if self.joint:
@@ -210,13 +220,6 @@ class Trainer:
         with torch.no_grad():
             for mean, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(new, 1 - decay)
-
-    @property
-    def tokens(self) -> Tensor:
-        """Word numbers of every episode of the cache."""
-        if not hasattr(self, "_tokens"):
-            self._tokens = self.model.instruction.tokens(self.cache.instructions)
-        return self._tokens
 
     def log(self, kind: str, facts: dict[str, Any]) -> None:
         """Adds a line to the log."""

@@ -56,6 +56,7 @@ class Evidence(NamedTuple):
     pooled: Tensor
     arm: Tensor
     text: Tensor
+    told: Tensor
 
     def select(self, rows: Tensor) -> Evidence:
         """Of some of the rollouts (n,)."""
@@ -67,20 +68,22 @@ class Context(NamedTuple):
     """What does not change inside a rollout: computed once, used for every frame. Batch first, all of it.
 
     first: the first frame. kinematics (B, 39): of it, packed. calibrated (B,): 1 where the images come
-    from the calibrated cameras, else 0. text (B, instruction_dim). seen (B V, ...): the reward head's view of the first
-    frame.
+    from the calibrated cameras, else 0. text (B, instruction_dim), told (B, ...): the instruction as the network and as
+    the reward head's own encoder read it. seen (B V, ...): the reward head's view of the first frame.
     """
 
     first: Picture
     kinematics: Tensor
     calibrated: Tensor
     text: Tensor
+    told: Tensor
     seen: Tensor
 
     def select(self, rows: Tensor) -> Context:
         """Of some of the rollouts (n,)."""
         seen = self.seen.unflatten(0, (-1, VIEWS))[rows].flatten(0, 1)
-        return Context(self.first.select(rows), self.kinematics[rows], self.calibrated[rows], self.text[rows], seen)
+        kinematics, calibrated, text, told = (part[rows] for part in self[1:5])
+        return Context(self.first.select(rows), kinematics, calibrated, text, told, seen)
 
 
 class WorldModel(ModelMixin, ConfigMixin):
@@ -154,7 +157,9 @@ class WorldModel(ModelMixin, ConfigMixin):
         self.to_correction = nn.Conv2d(channels, 2, 1)
         self.contact = ContactNetwork(self.geometry, self.view_channels, grid, actions_per_frame)
         pooled = 2 * 2 * channels * VIEWS
-        self.reward_head = RewardHead(self.view_channels, channels, pooled, 3 * STATE_DIM, instruction_dim, grid)
+        self.reward_head = RewardHead(
+            self.view_channels, channels, pooled, 3 * STATE_DIM, instruction_dim, grid, vocabulary
+        )
         for layer in (self.to_frame, self.to_choice, self.to_correction):
             zero(layer)
         # At first, copy the last frame.
@@ -167,10 +172,10 @@ class WorldModel(ModelMixin, ConfigMixin):
         """What `forward` needs of a rollout's start: first frame (B, C, G, G), packed kinematics (B, 39), word numbers
         (B, words) of `self.instruction.tokens`, `calibrated` (B,).
         """
-        text = self.instruction(instruction).float()
+        text, told = self.instruction(instruction).float(), self.reward_head.outcome.instruction(instruction).float()
         picture = Picture.of(first, int(self.config["patch"]))
         seen = self.reward_head.first(_as_images(picture.views))
-        return Context(picture, kinematics.float(), calibrated.float(), text, seen)
+        return Context(picture, kinematics.float(), calibrated.float(), text, told, seen)
 
     def move(self, kinematics: Tensor, actions: Tensor, calibrated: Tensor) -> tuple[Kinematics, Tensor]:
         """The arm alone, from packed kinematics (B, 39) under actions (B, K, 7); `calibrated` (B,) as in `forward`.
@@ -252,7 +257,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         clean = _as_images(drawn.detach())
         if not self.config["joint_reward"]:
             full, pooled = torch.zeros_like(full), torch.zeros_like(pooled)
-        evidence = Evidence(clean, full, pooled, arm, context.text)
+        evidence = Evidence(clean, full, pooled, arm, context.text, context.told)
         reward = self.reward_head(context.seen, *evidence)
         return WorldModelOutput(
             frame=composition.frame(drawn), reward=reward, kinematics=then.pack(), grip=contact.grip, evidence=evidence

@@ -115,7 +115,7 @@ class TabletopWorld(World):
         """Starts an episode.
 
         Options: `task`, `instruction`, `variant`; a `source` episode of the tabletop gives its task, seed, instruction;
-        `mistaken` true gives the same scene as somebody takes it to be who is mistaken about it (`tasks.mistaken`).
+        `mistaken` gives the same scene as somebody takes it to be who is mistaken about it (`tasks.mistaken`).
         """
         wanted: dict[str, Any] = dict(options or {})
         source: Episode | None = wanted.get("source")
@@ -142,8 +142,8 @@ class TabletopWorld(World):
         self._instruction = wanted.get("instruction") or wording.format(
             object=placement.object_colors[0] if placement.object_colors else "", goal=placement.goal_colors[0]
         )
-        if wanted.get("mistaken"):
-            placement = mistaken(self._task, placement, rng)  # drawn last: all else is as it truly is
+        # Drawn last: all else is as it truly is.
+        placement = mistaken(wanted.get("mistaken", ""), self._task, placement, rng)
         self.placement = placement
         self._build(placement)
         self._arrange(placement, joints)

@@ -14,11 +14,12 @@ from wvl_ros.worlds.scene import BALL_RADIUS, Box, Layout
 
 Array = NDArray[np.float64]
 Variant = Literal["single", "two_objects", "two_goals"]
+Mistaken = Literal["", "places", "things"]  # see `mistaken`
 VARIANTS: tuple[Variant, ...] = ("single", "two_objects", "two_goals")
 
 REST_STEPS = 5  # control steps a success state must hold before the episode ends
 LIFTED = 0.03  # m above its resting height: the object was truly grasped
-MISTAKE = 0.04  # m that an object may lie beside the place where somebody takes it to be, see `mistaken`
+MISTAKE = 0.04  # m that an object may lie beside the place where somebody takes it to be, see `misplaced`
 NEAR_FACTOR = 2.0  # a failure that came within twice the tolerance is a near-success (papers.md D1)
 
 
@@ -256,8 +257,17 @@ def place(
     )
 
 
-def mistaken(task: Task, placement: Placement, rng: np.random.Generator) -> Placement:
-    """The scene as somebody sees it who is mistaken about it: what to move and where to are a little elsewhere.
+def mistaken(about: Mistaken, task: Task, placement: Placement, rng: np.random.Generator) -> Placement:
+    """The scene as somebody sees it who is mistaken about its 'places', see `misplaced`, or its 'things': he takes the
+    other object or goal for the one that the instruction names.
+    """
+    if about == "places":
+        return misplaced(task, placement, rng)
+    return replace(placement, objects=placement.objects[::-1], goals=placement.goals[::-1]) if about else placement
+
+
+def misplaced(task: Task, placement: Placement, rng: np.random.Generator) -> Placement:
+    """What to move and where to are a little elsewhere.
 
     The object (all balls alike) by up to `MISTAKE`, the goal by up to twice the task's tolerance; each is seen rightly
     in a third of all scenes.
