@@ -30,7 +30,8 @@ class VisualJudge(nn.Module):
     """Several `OutcomeNetwork` whose logits are averaged.
 
     Args:
-        patch: pixels along a side of a patch. grid: patches along a side, an even number. members: networks. width: of each.
+        patch: pixels along a side of a patch. grid: patches along a side, an even number. members: networks.
+        width: of each.
     """
 
     def __init__(

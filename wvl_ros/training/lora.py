@@ -1,4 +1,4 @@
-"""LoRA on the small world model: small matrices beside every convolution and linear layer; all else stays as it is."""
+"""LoRA on the small world model: small matrices beside convolutions and linear layers; all else stays as it is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def add_lora(model: nn.Module, rank: int) -> Any:
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(_NOT)
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        and not name.startswith(_NOT)
+        and getattr(module, "groups", 1) == 1  # peft cannot merge an adapter of a grouped convolution
     ]
     wrapper = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=names))
     nn.Module.to(wrapper, memory_format=torch.channels_last)  # type: ignore[call-overload]
