@@ -107,5 +107,7 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
         collect.run(arguments("--task", "dance", "--out", str(tmp_path)))
     with pytest.raises(ConfigError, match="at least 1"):
         collect.run(arguments("--episodes", "0", "--out", str(tmp_path)))
+    with pytest.raises(UnknownNameError, match="no mistake called 'names'"):
+        TabletopWorld("push", cameras=False).reset(seed=0, options={"mistaken": "names"})
     with pytest.raises(ConfigError, match="leave one out"):
         collect.run(arguments("--mistaken", "--good-only", "--out", str(tmp_path)))

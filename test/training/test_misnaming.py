@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wvl_ros.training.misnaming import OPPOSITES, Misnaming, Wordings
+from wvl_ros.training.misnaming import OPPOSITES, Misnaming, Wordings, add_opposites
 from wvl_ros.world_model.instruction import words
 
 COLORS = [word for pair in OPPOSITES for word in pair]
@@ -34,12 +37,24 @@ def test_all_else_stays_as_it_is_written() -> None:
 
 def test_successes_alone_are_told_by_another_name() -> None:
     texts = ["put the red cube on the green disk", "put the red cube on the green disk", "wipe the table"]
-    names = Wordings(texts, ["success", "near_success", "success"], Misnaming())
+    names = Wordings(texts, ["success", "near_success", "success"], Misnaming(), 0.25)
     episode = torch.arange(3).repeat(400)
-    wording = names.draw(episode, 0.25, torch.Generator().manual_seed(0))
+    wording = names.draw(episode, torch.Generator().manual_seed(0))
     assert not wording[episode != 0].any()  # what fails may be a success by another name
     drawn = wording[episode == 0]
     assert 60 < int((drawn > 0).sum()) < 140
     assert set(drawn.tolist()) == {0, 1, 2}
     told = names.told(torch.tensor([0, 0, 0, 2]), torch.tensor([0, 1, 2, 0]))
     assert told == [texts[0], "put the blue cube on the green disk", "put the red cube on the yellow disk", texts[2]]
+
+
+def test_opposites_are_given_as_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_opposites(parser)
+    assert Misnaming(parser.parse_args([]).opposites).all("the red cube") == ["the blue cube"]
+    own = Misnaming(parser.parse_args(["--opposites", "left:right"]).opposites)
+    assert own.all("the left red cube") == ["the right red cube"]
+    for wrong in ("left", "left:", "a:b:c"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--opposites", wrong])
+        assert f"'{wrong}' is not a pair of words such as red:blue" in capsys.readouterr().err

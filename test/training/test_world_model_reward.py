@@ -5,23 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from wvl_ros.sans.episode import Episode
-from wvl_ros.training import reward_fit
+from wvl_ros.training import reward_fit, world_model_trainer
 from wvl_ros.training.classifier_fit import fit_classifier
+from wvl_ros.training.frame_cache import FrameCache
+from wvl_ros.training.misnaming import Misnaming, Wordings
 from wvl_ros.training.processes import Processes
 from wvl_ros.training.world_model_data import open_data
 from wvl_ros.training.world_model_run import Run, Sources, train
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining, build_model
 from wvl_ros.training.world_model_trainer import Trainer
 from wvl_ros.world_model.loading import load_world_model
+from wvl_ros.world_model.rollout import Rollouts
 
 SETTINGS = WorldModelTraining(
     batch=2, tracking_effort=0.01, warmup=1, bfloat16=False, model={"channels": 8, "condition_dim": 16}
 )
+
+
+def named(cache: FrameCache, share: float = 0.2) -> Wordings:
+    return Wordings(cache.instructions, cache.outcomes, Misnaming(), share)
 
 
 @pytest.fixture
@@ -46,9 +54,66 @@ def test_the_head_learns_from_few_frames_of_many_rollouts(data: Path, monkeypatc
     cache = open_data(SETTINGS, SETTINGS.model, data).cache
     torch.manual_seed(0)
     model = build_model(SETTINGS, cache)
-    figures = reward_fit.fit_reward(model, cache, updates=6, generator=torch.Generator().manual_seed(0))
+    before = model.reward_head.heed.weight.clone()
+    figures = reward_fit.fit_reward(model, cache, named(cache), updates=6, generator=torch.Generator().manual_seed(0))
     assert figures["updates"] == 6
+    assert not torch.equal(model.reward_head.heed.weight, before)  # it heeds the part that sees frames alone
     assert all(torch.isfinite(parameter).all() for parameter in model.reward_head.parameters())
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_misnamed_rollout_is_told_otherwise_and_no_success(
+    data: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    told: list[str] = []
+    truths: list[torch.Tensor] = []
+    start, learn = Rollouts.start, reward_fit._learn
+
+    def started(self: Rollouts, frames: Any, kinematics: Any, instructions: list[str], *rest: Any) -> None:
+        told.extend(instructions)
+        start(self, frames, kinematics, instructions, *rest)
+
+    def learned(*given: Any) -> float:
+        truths.append(given[4])
+        return learn(*given)
+
+    monkeypatch.setattr(Rollouts, "start", started)
+    monkeypatch.setattr(reward_fit, "_learn", learned)
+    cache = open_data(SETTINGS, SETTINGS.model, data).cache
+    model = build_model(SETTINGS, cache)
+    names = named(cache, share)
+    reward_fit.fit_reward(model, cache, names, updates=12, generator=torch.Generator().manual_seed(0))
+    others = {text for texts in names.texts for text in texts[1:]}
+    assert others
+    assert bool(others & set(told)) == (share > 0)
+    assert bool(torch.cat(truths).any()) == (share == 0)  # a success is one by its own name alone
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_network_learns_that_a_misnamed_success_is_none(
+    data: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    settings = replace(SETTINGS, misnamed_share=share, batch=8, end_share=0.9)
+    trainer = Trainer(settings, open_data(settings, settings.model, data), data.parent / "slots")
+    trainer.prepare()
+    slots, loss = trainer.slots, world_model_trainer.reward_loss
+    slots.refill()
+    success = [trainer.cache.outcomes[i] == "success" for i in slots.episode.tolist()]
+    assert (slots.wording > 0).tolist() == [is_one and share > 0 for is_one in success]
+    truths: list[torch.Tensor] = []
+
+    def noted(logits: torch.Tensor, truth: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        truths.append(truth)
+        return loss(logits, truth, *rest)
+
+    monkeypatch.setattr(world_model_trainer, "reward_loss", noted)
+    for _ in range(6):
+        trainer.update(0.5)
+    assert bool(torch.cat(truths).any()) == (share == 0)
+    kept = slots.state()["slots.wording"].clone()
+    slots.wording = torch.zeros_like(kept)
+    slots.restore(slots.state() | {"slots.wording": kept})
+    assert torch.equal(slots.wording, kept)  # a stopped run goes on with the same names
 
 
 def test_a_separate_classifier_has_nothing_of_the_network(tmp_path: Path, data: Path) -> None:
@@ -71,7 +136,7 @@ def test_the_classifier_learns_what_a_success_looks_like(data: Path) -> None:
     cache = open_data(settings, settings.model, data).cache
     torch.manual_seed(0)
     model = build_model(settings, cache)
-    figures = fit_classifier(model, cache, updates=25, generator=torch.Generator().manual_seed(0))
+    figures = fit_classifier(model, cache, named(cache), updates=25, generator=torch.Generator().manual_seed(0))
     assert figures["updates"] == 25
     assert figures["loss"] < 0.6
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.training.misnaming import Misnaming, Wordings
+from wvl_ros.training.misnaming import Wordings
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.model import Evidence, WorldModel
@@ -19,6 +19,7 @@ _BATCH, _RATE = 48, 1e-3
 def fit_classifier(
     model: WorldModel,
     cache: FrameCache,
+    names: Wordings,
     *,
     seconds: float | None = None,
     updates: int | None = None,
@@ -26,12 +27,14 @@ def fit_classifier(
 ) -> dict[str, float]:
     """Fits `model.reward_head` alone, on true frames, half of them success states, until time or updates are over.
 
+    Args:
+        names: what the episodes are told by.
+
     Returns:
         The number of updates and the last loss, smoothed.
     """
     head = model.reward_head.requires_grad_(True)
     optimizer = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=0.01)
-    names = Wordings(cache.instructions, cache.outcomes, Misnaming())
     pools = _frames(cache)
     scale = model.get_buffer("state_scale")
     began, step, smooth = time.monotonic(), 0, 0.7
@@ -41,7 +44,7 @@ def fit_classifier(
         frame, first = cache.frame(episode, index), cache.frame(episode, torch.zeros_like(index))
         step_before, step_now = cache.step(episode, index - 1), cache.step(episode, index)
         before, now = (Kinematics.unpack(cache.kinematics[r]).state() for r in (step_before, step_now))
-        wording = names.draw(episode, 0.2, generator)
+        wording = names.draw(episode, generator)
         tokens = model.instruction.tokens(names.told(episode, wording))
         with torch.no_grad():
             text = model.instruction(tokens)

@@ -58,7 +58,10 @@ class Misnaming:
 
 
 class Wordings:
-    """What a misnamed success may be told by, for all episodes of a cache.
+    """What episodes are told by: successes now and then by an instruction that names something else.
+
+    Args:
+        instructions, outcomes: of every episode. share: of the successes that are misnamed.
 
     Attributes:
         texts: of every episode its own instruction, and the misnamed ones behind it; only its own where it is no
@@ -66,18 +69,21 @@ class Wordings:
         count: int64 (E,), how many are misnamed.
     """
 
-    def __init__(self, instructions: Sequence[str], outcomes: Sequence[str], misnaming: Misnaming) -> None:
+    def __init__(
+        self, instructions: Sequence[str], outcomes: Sequence[str], misnaming: Misnaming, share: float
+    ) -> None:
+        self.share = share
         self.texts = [
             [text, *(misnaming.all(text) if outcome == "success" else ())]
             for text, outcome in zip(instructions, outcomes, strict=True)
         ]
         self.count = torch.tensor([len(texts) - 1 for texts in self.texts], dtype=torch.long)
 
-    def draw(self, episode: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    def draw(self, episode: Tensor, generator: torch.Generator) -> Tensor:
         """Which text (B,) each of some episodes (B,) is told by: 0 its own, for a `share` of those that can be
         misnamed another one.
         """
-        other = torch.rand(len(episode), generator=generator) < share
+        other = torch.rand(len(episode), generator=generator) < self.share
         which = (torch.rand(len(episode), generator=generator) * self.count[episode]).long()
         return torch.where(other & (self.count[episode] > 0), 1 + which, torch.zeros_like(episode))
 

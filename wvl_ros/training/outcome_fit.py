@@ -16,7 +16,7 @@ from wvl_ros.world_model.rollout import has_bfloat16
 
 LATE = 6  # frames at the end of a near-success that are looked at most
 _RATE, _PEAK = 1e-3, 2e-3
-_MISNAMED = 1.0  # as many again of the success states are told by another name
+_MISNAMED = 1.0  # all success states are told once more, by another name
 
 
 class FramePools:
@@ -64,7 +64,8 @@ def fit_outcome(
         The mean loss of the last tenth of the updates, and the mean probability of success that misnamed success
         states were given in them.
     """
-    pools, names = FramePools(cache), Wordings(cache.instructions, cache.outcomes, misnaming or Misnaming())
+    pools = FramePools(cache)
+    names = Wordings(cache.instructions, cache.outcomes, misnaming or Misnaming(), _MISNAMED)
     if updates < 1 or not pools.rows:
         return {}
     average = copy.deepcopy(network)
@@ -78,7 +79,7 @@ def fit_outcome(
         first, now = cache.frame(episode, torch.zeros_like(index)), cache.frame(episode, index)
         first, now = _shaken(first, now, patch, generator)
         again = (truth > 0.5).nonzero()[:, 0]
-        wording = names.draw(episode[again], _MISNAMED, generator)
+        wording = names.draw(episode[again], generator)
         again, wording = again[wording > 0], wording[wording > 0]
         texts = names.told(episode, torch.zeros_like(episode)) + names.told(episode[again], wording)
         first, now = torch.cat([first, first[again]]), torch.cat([now, now[again]])

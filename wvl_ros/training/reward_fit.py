@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.training.misnaming import Misnaming, Wordings
+from wvl_ros.training.misnaming import Wordings
 from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.rollout import Rollouts
 
@@ -31,24 +31,23 @@ _RATE = 3e-4
 def fit_reward(
     model: WorldModel,
     cache: FrameCache,
+    names: Wordings,
     *,
     seconds: float | None = None,
     updates: int | None = None,
-    names: Wordings | None = None,
-    misnamed_share: float = 0.2,
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Trains `model.reward_head` on own rollouts of episodes of `cache`, until the time or the updates are spent.
 
     Args:
-        names: what the episodes may be told by. misnamed_share: of the successes among the rollouts.
+        names: what the episodes are told by.
 
     Returns:
         Updates, rollouts, and the mean loss of the first and of the last tenth of them.
     """
     if seconds is None and updates is None:
         raise ValueError("fit_reward needs a limit: seconds or updates.")
-    draw, names = _weights(cache), names or Wordings(cache.instructions, cache.outcomes, Misnaming())
+    draw = _weights(cache)
     training = model.training
     model.eval()
     trained = list(model.reward_head.parameters())
@@ -73,7 +72,7 @@ def fit_reward(
         imagined = Rollouts(model, stop_at_success=False)
         start = torch.zeros_like(episodes)
         seeds = torch.randint(2**31, (_BATCH,), generator=generator).tolist()
-        wording = names.draw(episodes, misnamed_share, generator)
+        wording = names.draw(episodes, generator)
         words = names.told(episodes, wording)
         kinematics = cache.kinematics[cache.step(episodes, start)]
         first = cache.frame(episodes, start)

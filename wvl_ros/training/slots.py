@@ -60,7 +60,9 @@ class Slots:
         self.cache, self.settings, self.generator = cache, settings, generator
         self.processes = processes or Processes()
         self.rows = self.processes.share(batch)
-        self.names = Wordings(cache.instructions, cache.outcomes, Misnaming(settings.opposites))
+        self.names = Wordings(
+            cache.instructions, cache.outcomes, Misnaming(settings.opposites), settings.misnamed_share
+        )
         self.weights = torch.where(cache.frame_count > 1, weights, torch.zeros_like(weights)).double()
         grid, channels = cache.frames.shape[1], cache.frames.shape[3]
         self.episode = torch.zeros(batch, dtype=torch.long)
@@ -101,7 +103,7 @@ class Slots:
             getattr(self, name)[rows[own]] = clear + noise[own, None, None, None] * mist[own]
         self.first[rows[own]] = cache.frame(episode[own], anchor[own])
         self.episode[rows], self.index[rows] = episode, index
-        self.wording[rows] = self.names.draw(episode, settings.misnamed_share, self.generator)
+        self.wording[rows] = self.names.draw(episode, self.generator)
         self.kinematics[rows] = cache.kinematics[cache.step(episode, index)]
         self.first_kinematics[rows] = cache.kinematics[cache.step(episode, anchor)]
         known = self._uniform(n) >= settings.uncalibrated_share

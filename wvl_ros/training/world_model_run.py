@@ -197,6 +197,7 @@ class Run:
 
     def _fit_reward(self) -> dict[str, Any]:
         trainer, share = self.trainer, self.settings.reward_fit_share
+        names = trainer.slots.names
         generator = torch.Generator().manual_seed(self.settings.seed + 1)
         limit: dict[str, Any] = {}
         if self.whole.minutes is not None:
@@ -208,11 +209,10 @@ class Run:
             from wvl_ros.training.classifier_fit import fit_classifier
 
             own = limit | ({"updates": self.whole.steps} if self.whole.steps else {})  # as many as the joint head has
-            figures["classifier"] = fit_classifier(trainer.average, trainer.cache, **own, generator=generator)
+            figures["classifier"] = fit_classifier(trainer.average, trainer.cache, names, **own, generator=generator)
         from wvl_ros.training.reward_fit import fit_reward
 
-        told: dict[str, Any] = {"names": trainer.slots.names, "misnamed_share": self.settings.misnamed_share}
-        return figures | fit_reward(trainer.average, trainer.cache, **limit, **told, generator=generator)
+        return figures | fit_reward(trainer.average, trainer.cache, names, **limit, generator=generator)
 
     def _verdicts(self) -> list[Verdict]:
         return [Verdict(**facts) for facts in self.trainer.validations]

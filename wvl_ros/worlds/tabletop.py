@@ -142,8 +142,8 @@ class TabletopWorld(World):
         self._instruction = wanted.get("instruction") or wording.format(
             object=placement.object_colors[0] if placement.object_colors else "", goal=placement.goal_colors[0]
         )
-        # Drawn last: all else is as it truly is.
-        placement = mistaken(wanted.get("mistaken", ""), self._task, placement, rng)
+        if wanted.get("mistaken"):  # drawn last: all else is as it truly is
+            placement = mistaken(wanted["mistaken"], self._task, placement, rng)
         self.placement = placement
         self._build(placement)
         self._arrange(placement, joints)

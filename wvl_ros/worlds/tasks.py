@@ -257,13 +257,18 @@ def place(
     )
 
 
-def mistaken(about: Mistaken, task: Task, placement: Placement, rng: np.random.Generator) -> Placement:
+def mistaken(about: str, task: Task, placement: Placement, rng: np.random.Generator) -> Placement:
     """The scene as somebody sees it who is mistaken about its 'places', see `misplaced`, or its 'things': he takes the
     other object or goal for the one that the instruction names.
+
+    Raises:
+        UnknownNameError: there is no such mistake.
     """
     if about == "places":
         return misplaced(task, placement, rng)
-    return replace(placement, objects=placement.objects[::-1], goals=placement.goals[::-1]) if about else placement
+    if about == "things":
+        return replace(placement, objects=placement.objects[::-1], goals=placement.goals[::-1])
+    raise UnknownNameError("mistake", about, ("places", "things"))
 
 
 def misplaced(task: Task, placement: Placement, rng: np.random.Generator) -> Placement:
