@@ -12,13 +12,13 @@ import torch
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training import contact_fit
 from wvl_ros.training.contact_fit import (
+    _frames,
     _own_moments,
     _tell,
     _true_moments,
     _unseen,
     fit_contact,
-    frames_by_kind,
-    imagined_contacts,
+    imagined_closings,
 )
 from wvl_ros.training.world_model_data import TrainingData, open_data
 from wvl_ros.training.world_model_settings import WorldModelTraining, build_model, rig_facts
@@ -45,7 +45,7 @@ def test_it_learns_where_a_gripper_that_closes_is_next(data: TrainingData, monke
     assert fit_contact(model, data.cache, torch.Generator().manual_seed(0), 0) == {}
     found = fit_contact(model, data.cache, torch.Generator().manual_seed(0), 250)
     assert {"grip_closing_right", "grip_other_right"} <= set(found)  # of two unseen episodes: too few to ask more
-    closing = frames_by_kind(data.cache)["closing"]
+    closing = _frames(data.cache)[0]
     with torch.no_grad():
         told, true = _tell(model, _true_moments(data.cache, closing[~_unseen(data.cache)[closing[:, 0]]]))
     assert float(((likeliest(told.grip) - true).abs() < 0.1).float().mean()) > 0.9
@@ -53,9 +53,9 @@ def test_it_learns_where_a_gripper_that_closes_is_next(data: TrainingData, monke
 
 def test_closing_is_when_it_moves_and_is_told_to_close(data: TrainingData) -> None:
     cache = data.cache
-    pools = frames_by_kind(cache)
-    assert sum(len(pool) for pool in pools.values()) == int((cache.frame_count - 1).sum())
-    episode, index = pools["closing"].unbind(1)
+    closing, low, others = _frames(cache)
+    assert len(closing) + len(low) + len(others) == int((cache.frame_count - 1).sum())
+    episode, index = closing.unbind(1)
     before, after = (cache.kinematics[cache.step(episode, index + k), GRIPPER] for k in (0, 1))
     assert bool((after > before + 0.02).all())
 
@@ -66,12 +66,12 @@ def test_it_learns_from_what_the_model_draws_as_well(data: TrainingData, monkeyp
     model = build_model(SETTINGS, data.cache)
     drawn: list[int] = []
     model.register_forward_pre_hook(lambda _, given: drawn.append(len(given[0])))
-    own = imagined_contacts(model, data.cache, torch.Generator().manual_seed(0), 40)
+    own = imagined_closings(model, data.cache, torch.Generator().manual_seed(0), 40)
     assert drawn == sorted(drawn, reverse=True)
     assert drawn[-1] < drawn[0]  # a rollout ends with its last closing
-    assert own.telling.any()
-    assert (~own.telling).any()
-    closing = _own_moments(data.cache, own, own.telling.nonzero()[:, 0])
+    assert own.closing.any()
+    assert (~own.closing).any()
+    closing = _own_moments(data.cache, own, own.closing.nonzero()[:, 0])
     gap = closing.next_kinematics[:, GRIPPER] - closing.kinematics[:, GRIPPER]
     assert float(gap.min()) > 0.02  # told as it truly was, so that the next one follows from it
     found = fit_contact(model, data.cache, torch.Generator().manual_seed(0), 250, own)
@@ -81,8 +81,7 @@ def test_it_learns_from_what_the_model_draws_as_well(data: TrainingData, monkeyp
     assert float(((likeliest(told.grip) - true).abs() < 0.1).float().mean()) > 0.9
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_it_learns_how_what_is_pushed_moves_told_where_it_is_or_not(known: bool) -> None:
+def test_it_learns_how_what_is_pushed_moves_without_being_told_where_it_is() -> None:
     torch.manual_seed(0)
     model = WorldModel(**rig_facts("tabletop"), channels=8, condition_dim=16)
     generator = torch.Generator().manual_seed(0)
@@ -98,19 +97,13 @@ def test_it_learns_how_what_is_pushed_moves_told_where_it_is_or_not(known: bool)
         actions = torch.cat([matrix_to_euler(arms[1].rotation), torch.ones(count, 1)], 1)
         actions = torch.cat([arms[1].position, actions], 1)[:, None].repeat(1, 3, 1)
         now, then = (arm.pack() for arm in arms)
-        told = torch.full((count, 8), torch.nan)
-        if known:  # x, y, yaw before and after, height, half of the width
-            told = torch.zeros(count, 8)
-            told[:, 0], told[:, 3], told[:, 6], told[:, 7] = things[0], things[1], 0.02, 0.02
-        return contact_fit.Moments(
-            frames[0], frames[0], frames[1], now, now, then, actions, torch.ones(count), told
-        ), way / 2
+        return contact_fit.Moments(frames[0], frames[0], frames[1], now, now, then, actions, torch.ones(count)), way / 2
 
     for _ in range(100):
         moments, _ = draw(16)
         told, _ = _tell(model, moments)
         optimizer.zero_grad()
-        contact_fit._movement_loss(model, moments, told).backward()
+        contact_fit._unexplained(model, moments, told).backward()
         optimizer.step()
     moments, true = draw(64)
     with torch.no_grad():

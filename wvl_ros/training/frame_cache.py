@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from wvl_ros.errors import EpisodeError
 from wvl_ros.sans import cache as decoded
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry
-from wvl_ros.training.touched import TOUCHED, touched
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.worlds import droid
@@ -28,7 +26,6 @@ from wvl_ros.worlds.imagined_start import is_calibrated
 from wvl_ros.worlds.recorded import commanded_poses
 
 _KINEMATICS, _ACTION = 39, 7
-COLUMNS = _KINEMATICS + _ACTION + 1 + TOUCHED
 KINDS = ("success", "near_success", "failure")  # outcomes that say whether an episode succeeded
 
 
@@ -44,7 +41,6 @@ class FrameCache:
         frame_start, frame_count, step_start, step_count: int64 (E,) of every episode.
         instructions, outcomes, tasks, sources: E strings. calibrated: float32 (E,), 1 for episodes of the calibrated
             rig.
-        touched: float32 (S, 8), see `Touched`, of the frames that steps may belong to.
         fingerprint: changes with the episodes and their labels.
     """
 
@@ -52,7 +48,6 @@ class FrameCache:
     kinematics: Tensor
     actions: Tensor
     rewards: Tensor
-    touched: Tensor
     frame_start: Tensor
     frame_count: Tensor
     step_start: Tensor
@@ -137,7 +132,6 @@ def join(first: FrameCache, second: FrameCache) -> FrameCache:
         kinematics=torch.cat([first.kinematics, second.kinematics]),
         actions=torch.cat([first.actions, second.actions]),
         rewards=torch.cat([first.rewards, second.rewards]),
-        touched=torch.cat([first.touched, second.touched]),
         frame_start=torch.cat([first.frame_start, second.frame_start + first.frames.shape[0]]),
         frame_count=torch.cat([first.frame_count, second.frame_count]),
         step_start=torch.cat([first.step_start, second.step_start + len(first.rewards)]),
@@ -180,12 +174,12 @@ def open_cache(
 
     grid = size // patch
     recipe = decoded.Recipe(
-        name=f"patches3_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}",
+        name=f"patches2_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}",
         frame_shape=(grid, grid, 3 * patches.VIEWS * patch * patch),
-        columns=COLUMNS,
+        columns=_KINEMATICS + _ACTION + 1,
         dtype=np.float32,
         frames=frames,
-        numbers=partial(episode_numbers, every=actions_per_frame),
+        numbers=episode_numbers,
         facts=facts,
     )
     return arrange(decoded.open_cache(path, recipe, limit=limit), actions_per_frame)
@@ -243,18 +237,13 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("|".join(texts).encode()).hexdigest()[:16]
 
 
-def episode_numbers(episode: Episode, every: int) -> NDArray[np.float32]:
-    """Kinematics, action, reward, and what is touched, of every step (N, COLUMNS); the last step's action is the one
-    before it again. `every`: steps between frames.
-    """
+def episode_numbers(episode: Episode) -> NDArray[np.float32]:
+    """Kinematics, action and reward of every step (N, 47); the last step's action is the one before it again."""
     check_rate(episode)
     kinematics, actions = episode_arrays(episode)
     last = actions[-1:] if len(actions) else torch.zeros(1, _ACTION)
     rewards = np.concatenate([np.zeros(1, np.float32), episode.reward])[:, None]
-    objects = episode.extra.get("objects")
-    tips = Kinematics.unpack(kinematics).state()[:, :3].numpy()
-    known = touched(None if objects is None else np.asarray(objects, float), tips, every)
-    return np.hstack([kinematics.numpy(), torch.cat([actions, last]).numpy(), rewards, known])
+    return np.hstack([kinematics.numpy(), torch.cat([actions, last]).numpy(), rewards])
 
 
 def arrange(cache: decoded.Cache, every: int) -> FrameCache:
@@ -262,14 +251,12 @@ def arrange(cache: decoded.Cache, every: int) -> FrameCache:
     counts = cache.step_count
     rows = np.concatenate([np.arange(start, start + n) for start, n in zip(cache.step_start, counts, strict=True)])
     numbers = torch.from_numpy(np.asarray(cache.numbers[rows], np.float32))
-    parts = numbers.split([_KINEMATICS, _ACTION, 1, TOUCHED], 1)
-    kinematics, actions, rewards, known = (part.contiguous() for part in parts)
+    kinematics, actions, rewards = (part.contiguous() for part in numbers.split([_KINEMATICS, _ACTION, 1], 1))
     return FrameCache(
         frames=cache.frames,
         kinematics=kinematics,
         actions=actions,
         rewards=rewards[:, 0],
-        touched=known,
         frame_start=torch.from_numpy(cache.frame_start),
         frame_count=torch.from_numpy(cache.frame_count),
         step_start=torch.from_numpy(np.cumsum(counts) - counts),
