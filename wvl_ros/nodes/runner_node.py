@@ -37,11 +37,20 @@ class Follower:
         self.episode_id = ""  # of the episode under way
         self.step = 0
         self.moved = 0.0
+        self.known = False
+        # After the client: DDS tells of endpoints in their order, so a world whose status comes knows the client, too.
+        # An answer to a client that the server has not discovered is lost (rmw_fastrtps waits 0.1 s for it).
         status = f"{name.rpartition('/')[0]}/episode_status" if "/" in name else "episode_status"
         self.peer = Peer(gone=lambda: node.peer_gone(f"the world node of '{node.resolve_topic_name(status)}'"))
         node.create_subscription(EpisodeStatus, status, self._on_status, qos.STATUS, event_callbacks=self.peer.events())
 
+    @property
+    def ready(self) -> bool:
+        """Whether the world can take a goal and answer."""
+        return self.known and self.client.server_is_ready()
+
     def _on_status(self, message: EpisodeStatus) -> None:
+        self.known = True
         self.episode_id = message.episode_id if message.state == RUNNING else ""
 
     def cancel(self) -> None:
@@ -120,7 +129,7 @@ class RunnerNode(WvlNode):
 
     def _wait(self) -> None:
         """Until everybody is there."""
-        missing = [world.name for world in self._worlds if not world.client.server_is_ready()]
+        missing = [world.name for world in self._worlds if not world.ready]
         missing += [topic for topic in self._wait_for if not self.count_publishers(self.resolve_topic_name(topic))]
         now = time.monotonic()
         if missing:
