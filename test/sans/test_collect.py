@@ -35,6 +35,13 @@ def test_collects_what_is_missing_and_the_same_again(tmp_path: Path) -> None:
         assert one.outcome in ("success", "near_success", "failure")
         assert (one.outcome == "success") == bool(one.reward.any())
         assert (len(one.images["wrist_image_left"]), len(one)) == (21, 61)
+        things = np.array(one.extra["objects"])  # where things are at every step, for training a world model
+        assert things.shape == (61, things.shape[1], 5)
+        start = TabletopWorld(image_height=32, image_width=32)
+        start.reset(seed=one.extra["seed"], options={"task": "pick_place", "variant": one.extra["variant"]})
+        assert np.abs(things[0] - start.object_poses()).max() < 1e-3
+        if one.outcome == "success":
+            assert np.linalg.norm(things[-1, :, :2] - things[0, :, :2], axis=1).max() > 0.05
 
 
 def test_collects_into_a_dataset_with_the_world_as_judge(tmp_path: Path) -> None:

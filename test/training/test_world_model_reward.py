@@ -21,7 +21,6 @@ from wvl_ros.training.world_model_run import Run, Sources, train
 from wvl_ros.training.world_model_settings import Budget, WorldModelTraining, build_model
 from wvl_ros.training.world_model_trainer import Trainer
 from wvl_ros.world_model.loading import load_world_model
-from wvl_ros.world_model.rollout import Rollouts
 
 SETTINGS = WorldModelTraining(
     batch=2, tracking_effort=0.01, warmup=1, bfloat16=False, model={"channels": 8, "condition_dim": 16}
@@ -44,7 +43,7 @@ def test_head_and_contact_are_fitted_once_more_on_own_rollouts(tmp_path: Path, d
     assert result["reward_fit"]["updates"] == 1
     fitted, last = (load_world_model(folder).state_dict() for folder in (tmp_path / "out", tmp_path / "out" / "last"))
     changed = {name for name, tensor in fitted.items() if not torch.equal(tensor, last[name])}
-    assert {name.partition(".")[0] for name in changed} == {"contact", "reward_head"}
+    assert {name.partition(".")[0] for name in changed} == {"contact", "instruction", "reward_head"}
 
 
 def test_the_head_learns_from_few_frames_of_many_rollouts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,31 +61,59 @@ def test_the_head_learns_from_few_frames_of_many_rollouts(data: Path, monkeypatc
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_misnamed_rollout_is_told_otherwise_and_no_success(
+def test_a_success_is_judged_by_another_name_too_and_by_it_is_none(
     data: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    told: list[str] = []
-    truths: list[torch.Tensor] = []
-    start, learn = Rollouts.start, reward_fit._learn
-
-    def started(self: Rollouts, frames: Any, kinematics: Any, instructions: list[str], *rest: Any) -> None:
-        told.extend(instructions)
-        start(self, frames, kinematics, instructions, *rest)
-
-    def learned(*given: Any) -> float:
-        truths.append(given[4])
-        return learn(*given)
-
-    monkeypatch.setattr(Rollouts, "start", started)
-    monkeypatch.setattr(reward_fit, "_learn", learned)
     cache = open_data(SETTINGS, SETTINGS.model, data).cache
     model = build_model(SETTINGS, cache)
     names = named(cache, share)
-    reward_fit.fit_reward(model, cache, names, updates=12, generator=torch.Generator().manual_seed(0))
+    told: list[str] = []
+    truths: list[float] = []
+    tell, loss = names.told, torch.nn.functional.binary_cross_entropy_with_logits
+
+    def noted(episode: torch.Tensor, wording: torch.Tensor) -> list[str]:
+        texts = tell(episode, wording)
+        told.extend(texts)
+        return texts
+
+    def learned(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        truths.extend(truth.tolist())
+        return loss(logits, truth)
+
+    monkeypatch.setattr(names, "told", noted)
+    monkeypatch.setattr(reward_fit.F, "binary_cross_entropy_with_logits", learned)
+    reward_fit.fit_reward(model, cache, names, updates=4, generator=torch.Generator().manual_seed(0))
     others = {text for texts in names.texts for text in texts[1:]}
     assert others
-    assert bool(others & set(told)) == (share > 0)
-    assert bool(torch.cat(truths).any()) == (share == 0)  # a success is one by its own name alone
+    pairs = list(zip(told, truths, strict=True))
+    assert any(true == 1 for _, true in pairs)
+    by_another = [true for text, true in pairs if text in others and text not in cache.instructions]
+    assert bool(by_another) == (share > 0)
+    assert not any(by_another)
+
+
+def test_frames_of_the_latest_rollouts_are_learned_from_alike(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = open_data(SETTINGS, SETTINGS.model, data).cache
+    model = build_model(SETTINGS, cache)
+    drawn: list[reward_fit.Seen] = []
+    pools: list[int] = []
+    draw = reward_fit._draw
+
+    def noted(lately: Any, count: int, generator: torch.Generator) -> reward_fit.Seen:
+        pools.append(sum(len(part.true) for part in lately))
+        drawn.append(draw(lately, count, generator))
+        return drawn[-1]
+
+    monkeypatch.setattr(reward_fit, "_draw", noted)
+    monkeypatch.setattr(reward_fit, "_KEPT", 400)
+    reward_fit.fit_reward(model, cache, named(cache), updates=30, generator=torch.Generator().manual_seed(0))
+    assert 400 < max(pools) < 1000
+    assert pools[-1] < sum(pools[:1]) * 4  # what is older is forgotten
+    one = drawn[-1]
+    assert len(one.evidence.frame) == len(one.evidence.features) == 3 * len(one.true)
+    assert set(one.episode.tolist()) == set(range(len(cache)))
+    for i, episode in enumerate(one.episode.tolist()):  # what was seen stays with its episode
+        assert float(one.true[i]) <= float(cache.outcomes[episode] == "success")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

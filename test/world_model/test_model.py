@@ -57,6 +57,20 @@ def test_the_gripper_is_where_the_grip_says_or_where_it_is_known_to_be() -> None
     assert not torch.equal(told.reward, known.reward)
 
 
+def test_the_instruction_decides_what_counts_as_a_success_not_what_happens() -> None:
+    model = load_world_model(find("world_model", "small"))
+    *given, context = _inputs(model)
+    words = model.instruction.tokens(["put the red cube on the blue disk", "put the blue cube on the blue disk"])
+    first = composition.frame(context.first.views)
+    told = model.context(first[:1].expand(2, -1, -1, -1), context.kinematics, words, context.calibrated)
+    alike = [part[:1].expand(2, *part.shape[1:]) for part in given]
+    with torch.no_grad():
+        out = model(*alike, told)
+    assert torch.allclose(out.frame[0], out.frame[1], atol=1e-5)
+    assert torch.allclose(out.kinematics[0], out.kinematics[1])
+    assert abs(float(out.reward[0] - out.reward[1])) > 1e-3
+
+
 def test_saved_weights_give_the_same_frames(tmp_path: Path) -> None:
     model = WorldModel(**SMALL).eval()
     save_world_model(model, tmp_path, torch.float32)

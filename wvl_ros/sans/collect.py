@@ -149,7 +149,7 @@ def _play(
     images: dict[str, list[np.ndarray]] = {camera: [observation[camera]] for camera in CAMERAS}
     states = [(observation["joint_position"], observation["cartesian_position"], observation["gripper_position"])]
     commanded_start = info["commanded_pose"]
-    actions, rewards = [], []
+    actions, rewards, objects = [], [], [world.object_poses()]
     outcome = ""
     for step in range(1, steps + 1):
         observation, reward, terminated, _, info = world.step(act(observation, info))
@@ -157,6 +157,7 @@ def _play(
             outcome = "success"
         actions.append(info["commanded_pose"])
         rewards.append(reward)
+        objects.append(world.object_poses())
         states.append(
             (observation["joint_position"], observation["cartesian_position"], observation["gripper_position"])
         )
@@ -178,7 +179,7 @@ def _play(
         episode_id=f"{task}_{seed:07d}",
         image_stride=stride,
         commanded_start=commanded_start,
-        extra={"seed": seed, "variant": info["variant"]},
+        extra={"seed": seed, "variant": info["variant"], "objects": np.round(objects, 4).tolist()},
     )
 
 

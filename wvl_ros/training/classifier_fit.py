@@ -25,7 +25,7 @@ def fit_classifier(
     updates: int | None = None,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Fits `model.reward_head` alone, on true frames, half of them success states, until time or updates are over.
+    """Fits what only the reward depends on, on true frames, half of them success states, until time or updates end.
 
     Args:
         names: what the episodes are told by.
@@ -33,8 +33,10 @@ def fit_classifier(
     Returns:
         The number of updates and the last loss, smoothed.
     """
-    head = model.reward_head.requires_grad_(True)
-    optimizer = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=0.01)
+    trained = model.judging()
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained, _RATE, weight_decay=0.01)
     pools = _frames(cache)
     scale = model.get_buffer("state_scale")
     began, step, smooth = time.monotonic(), 0, 0.7
@@ -46,13 +48,11 @@ def fit_classifier(
         before, now = (Kinematics.unpack(cache.kinematics[r]).state() for r in (step_before, step_now))
         wording = names.draw(episode, generator)
         tokens = model.instruction.tokens(names.told(episode, wording))
-        with torch.no_grad():
-            text = model.instruction(tokens)
         images = composition.views(frame).flatten(0, 1).permute(0, 3, 1, 2)
         nothing = images.new_zeros(len(images), model.to_frame.in_channels, *images.shape[2:])
         pooled = images.new_zeros(len(rows), model.reward_head.pooled)
         arm = torch.cat([before, now, (now - before) / scale], 1)
-        logit = model.judge(Evidence(images, nothing, pooled, arm, text, head.outcome.instruction(tokens)), first)
+        logit = model.judge(Evidence(images, nothing, pooled, arm), first, tokens)
         loss = F.binary_cross_entropy_with_logits(logit, cache.rewards[step_now] * (wording == 0))
         optimizer.zero_grad()
         loss.backward()

@@ -3,14 +3,14 @@ draws itself.
 
 The few frames in which a gripper closes or something is pushed decide most manipulation; a run that meets them once in
 twenty frames learns them slowly. This part is small and needs nothing of the network, so it sees them thousands of
-times first. Nobody tells where objects are: each place of the next picture, looked up around the fingertips, is
-explained as what was there before, or as what a rigid motion brought there, or as something else (compare SE3-Nets,
-Byravan and Fox 2017).
+times first. Where an episode says where its things were (a simulator's), it learns how they moved. Of others nobody
+tells: each place of the next picture, looked up around the fingertips, is explained as what was there before, or as
+what a rigid motion brought there, or as something else (compare SE3-Nets, Byravan and Fox 2017). That is a weak
+teacher: the arm moves as well, and what moves by more than its own width looks like nothing that was there before.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,112 +18,112 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from wvl_ros.training.contact_losses import misplaced, movement_loss
+from wvl_ros.training.contact_moments import Moments, frames_by_kind, moments_at, true_moments
 from wvl_ros.training.frame_cache import FrameCache
 from wvl_ros.world_model import composition
-from wvl_ros.world_model.contact import MIDDLE, Contact, likeliest, spread
+from wvl_ros.world_model.contact import Contact, likeliest, spread
 from wvl_ros.world_model.kinematics import GRIPPER, Kinematics
 from wvl_ros.world_model.model import WorldModel
-from wvl_ros.world_model.patches import VIEWS
 from wvl_ros.world_model.rollout import has_bfloat16
 
 _BATCH, _RATE = 64, 1e-3
-_SHARES = (0.45, 0.35, 0.2)  # of closing frames, of others with a low hand, of the rest
-_LOW = 0.07  # m above the table: fingertips that may touch something
+_SHARES = {"closing": 0.3, "moving": 0.4, "low": 0.2, "other": 0.1}  # of the frames, see `frames_by_kind`
 _HELD_OUT = 10  # every so many an episode is left for the report
 _NOISE = 0.06  # on the pictures of half of them: imagined ones are not as clean
 _AGREES = 0.1  # how near the told position must be to the true one
 _ROLLOUTS = 48  # imagined at a time
-_SOME = 0.1  # share of the frames without a closing that are learned from in a rollout
-_SPREAD = 0.1  # standard deviation of a colour that is explained, of -1..1
-_ELSE = 0.05  # share of places with another cause, of any colour
-_EXPLAIN = 0.2  # weight of the pictures beside the gripper's position
+_SOME = 0.1  # share of the frames in which nothing is touched that are learned from in a rollout
 
 
-class Moments(NamedTuple):
-    """Frames with what comes next: `last`, `first`, `next` (N, C, G, G), `kinematics`, `first_kinematics`,
-    `next_kinematics` (N, 39) packed, `actions` (N, K, 7), `calibrated` (N,).
-    """
-
-    last: Tensor
-    first: Tensor
-    next: Tensor
-    kinematics: Tensor
-    first_kinematics: Tensor
-    next_kinematics: Tensor
-    actions: Tensor
-    calibrated: Tensor
-
-
-class Closings(NamedTuple):
+class OwnFrames(NamedTuple):
     """Frames that the model drew itself: `last` (N, C, G, G), `kinematics` (N, 39), of which `episode` and with which
-    number `moment` (N,), and whether the gripper closes then, `closing` (N,) bool.
+    number `moment` (N,), and whether something is closed on or moved then, `telling` (N,) bool.
     """
 
     last: Tensor
     kinematics: Tensor
     episode: Tensor
     moment: Tensor
-    closing: Tensor
+    telling: Tensor
 
 
 def fit_contact(
-    model: WorldModel, cache: FrameCache, generator: torch.Generator, updates: int, own: Closings | None = None
+    model: WorldModel, cache: FrameCache, generator: torch.Generator, updates: int, own: OwnFrames | None = None
 ) -> dict[str, float]:
     """Trains `model.contact`, with `own` half of it on these.
 
     Returns:
-        The share of unseen closing frames whose gripper's position is told rightly, and of all frames; true ones.
+        How right it is about true frames of unseen episodes, see `_report`.
     """
-    pools = _frames(cache)
-    unseen = _unseen(cache)
-    held = [pool[unseen[pool[:, 0]]] for pool in pools]
-    known = [pool[~unseen[pool[:, 0]]] for pool in pools]
+    pools, unseen = frames_by_kind(cache), _unseen(cache)
+    held = {name: pool[unseen[pool[:, 0]]] for name, pool in pools.items()}
+    known = {name: pool[~unseen[pool[:, 0]]] for name, pool in pools.items()}
     batch = _BATCH // 2 if own is not None and len(own.moment) else _BATCH
-    counts = [round(share * batch) for share in _SHARES]
-    pairs = [(pool, count) for pool, count in zip(known, counts, strict=True) if len(pool)]
+    whole = sum(_SHARES[name] for name, pool in known.items() if len(pool))
+    pairs = [(pool, round(_SHARES[name] / whole * batch)) for name, pool in known.items() if len(pool)]
     if updates < 1 or not pairs:
         return {}
     optimizer = torch.optim.AdamW(model.contact.parameters(), _RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     for _ in tqdm(range(updates), desc="contact", disable=None):
         rows = torch.cat([pool[torch.randint(len(pool), (count,), generator=generator)] for pool, count in pairs])
-        moments = _clouded(_true_moments(cache, rows), generator)
+        moments = _clouded(true_moments(cache, rows), generator)
         if own is not None and batch < _BATCH:
             moments = _together(moments, _own_moments(cache, own, _draw(own, batch, generator)))
         told, next_grip = _tell(model, moments)
-        loss = F.cross_entropy(told.grip, spread(next_grip)) + _EXPLAIN * _unexplained(model, moments, told)
+        loss = F.cross_entropy(told.grip, spread(next_grip)) + movement_loss(model, moments, told)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.contact.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+    return _report(model, cache, held)
+
+
+@torch.no_grad()
+def _report(model: WorldModel, cache: FrameCache, held: dict[str, Tensor]) -> dict[str, float]:
+    """Of frames by kind: `grip_KIND_right`; where it is known how things moved, `moving_mm` that they truly did, and by
+    how much the model was wrong, `moving_wrong_mm`; medians.
+    """
     found = {}
-    for name, rows in zip(("closing", "low", "other"), held, strict=True):
+    for name, rows in held.items():
         asked = rows[:: max(1, len(rows) // 2000)]
-        if len(asked):
-            with torch.no_grad():
-                parts = [_tell(model, _true_moments(cache, some)) for some in asked.split(256)]
-            apart = torch.cat([(likeliest(contact.grip) - true).abs()[:, 0] for contact, true in parts])
-            found[f"grip_{name}_right"] = round(float((apart < _AGREES).float().mean()), 4)
+        if not len(asked):
+            continue
+        apart, wrong, way = [], [], []
+        for some in asked.split(256):
+            moments = true_moments(cache, some)
+            told, true = _tell(model, moments)
+            apart.append((likeliest(told.grip) - true).abs()[:, 0])
+            if name == "moving":
+                parts = misplaced(model, moments, told)
+                wrong.append(parts["apart"])
+                way.append(parts["way"])
+        found[f"grip_{name}_right"] = round(float((torch.cat(apart) < _AGREES).float().mean()), 4)
+        if wrong:
+            found["moving_mm"] = round(1000 * float(torch.cat(way).median()), 2)
+            found["moving_wrong_mm"] = round(1000 * float(torch.cat(wrong).median()), 2)
     return found
 
 
 @torch.no_grad()
-def imagined_closings(model: WorldModel, cache: FrameCache, generator: torch.Generator, rollouts: int) -> Closings:
-    """Frames that the model draws itself, in so many rollouts of episodes in which a gripper closes; it is told where
-    the gripper truly is, so that what it draws stays what truly happened.
+def imagined_contacts(model: WorldModel, cache: FrameCache, generator: torch.Generator, rollouts: int) -> OwnFrames:
+    """Frames that the model draws itself, in so many rollouts of episodes in which something is closed on or moved; it
+    is told where the gripper truly is, so that what it draws stays what truly happened.
     """
-    closing = _frames(cache)[0]
-    closing = closing[~_unseen(cache)[closing[:, 0]]]
-    found: list[Closings] = []
+    pools = frames_by_kind(cache)
+    telling = torch.cat([pools["closing"], pools["moving"]])
+    telling = telling[~_unseen(cache)[telling[:, 0]]]
+    found: list[OwnFrames] = []
     tokens = model.instruction.tokens(cache.instructions)
-    closes = torch.zeros(len(cache.kinematics), dtype=torch.bool)  # by step
-    closes[cache.step(*closing.unbind(1))] = True
-    episodes, frames_in = closing.unbind(1)
+    tells = torch.zeros(len(cache.kinematics), dtype=torch.bool)  # by step
+    tells[cache.step(*telling.unbind(1))] = True
+    episodes, frames_in = telling.unbind(1)
     ends = torch.zeros(len(cache), dtype=torch.long).scatter_reduce(0, episodes, frames_in + 1, reduce="amax")
-    batches = -(-rollouts // _ROLLOUTS) if len(closing) else 0
+    batches = -(-rollouts // _ROLLOUTS) if len(telling) else 0
     for _ in tqdm(range(batches), desc="contact on own rollouts", disable=None):
-        episode = closing[torch.randint(len(closing), (_ROLLOUTS,), generator=generator), 0].unique()
+        episode = telling[torch.randint(len(telling), (_ROLLOUTS,), generator=generator), 0].unique()
         start = torch.zeros_like(episode)
         first, kinematics = cache.frame(episode, start), cache.kinematics[cache.step(episode, start)]
         calibrated, lengths = cache.calibrated[episode], ends[episode]
@@ -137,24 +137,24 @@ def imagined_closings(model: WorldModel, cache: FrameCache, generator: torch.Gen
             index = torch.full_like(episode, t)
             actions, after = cache.chunk(episode, index), cache.step(episode, index + 1)
             true = cache.kinematics[after, GRIPPER : GRIPPER + 1]
-            here = closes[cache.step(episode, index)]
+            here = tells[cache.step(episode, index)]
             some = torch.rand(len(episode), generator=generator) < _SOME
             rows = (here | some).nonzero()[:, 0]
             frames = last[rows].to(torch.bfloat16)
-            found.append(Closings(frames, kinematics[rows], episode[rows], index[rows], here[rows]))
+            found.append(OwnFrames(frames, kinematics[rows], episode[rows], index[rows], here[rows]))
             noise = torch.randn(last.shape, generator=generator)
             with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
                 drawn = model(noise, torch.ones(len(episode)), last, previous, kinematics, actions, context, true)
             previous, last, kinematics = last, drawn.frame.clamp(-1, 1), drawn.kinematics
     if not found:
         nothing = torch.zeros(0, dtype=torch.long)
-        return Closings(cache.frame(nothing, nothing), cache.kinematics[:0], nothing, nothing, nothing.bool())
-    return Closings(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        return OwnFrames(cache.frame(nothing, nothing), cache.kinematics[:0], nothing, nothing, nothing.bool())
+    return OwnFrames(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _draw(own: Closings, count: int, generator: torch.Generator) -> Tensor:
-    """Rows of `own`: closing ones and others, where there are any."""
-    pools = [rows.nonzero()[:, 0] for rows in (own.closing, ~own.closing)]
+def _draw(own: OwnFrames, count: int, generator: torch.Generator) -> Tensor:
+    """Rows of `own`: telling ones and others, where there are any."""
+    pools = [rows.nonzero()[:, 0] for rows in (own.telling, ~own.telling)]
     counts = [round(0.6 * count), count - round(0.6 * count)]
     return torch.cat(
         [
@@ -165,22 +165,8 @@ def _draw(own: Closings, count: int, generator: torch.Generator) -> Tensor:
     )
 
 
-def _true_moments(cache: FrameCache, rows: Tensor) -> Moments:
-    """Those at `rows` (N, 2) of episode and index."""
-    episode, index = rows.unbind(1)
-    now = cache.kinematics[cache.step(episode, index)]
-    return _moments(cache, episode, index, cache.frame(episode, index), now)
-
-
-def _own_moments(cache: FrameCache, own: Closings, rows: Tensor) -> Moments:
-    return _moments(cache, own.episode[rows], own.moment[rows], own.last[rows].float(), own.kinematics[rows])
-
-
-def _moments(cache: FrameCache, episode: Tensor, index: Tensor, last: Tensor, now: Tensor) -> Moments:
-    start, after = torch.zeros_like(index), index + 1
-    first_k, next_k = (cache.kinematics[cache.step(episode, at)] for at in (start, after))
-    first, following = cache.frame(episode, start), cache.frame(episode, after)
-    return Moments(last, first, following, now, first_k, next_k, cache.chunk(episode, index), cache.calibrated[episode])
+def _own_moments(cache: FrameCache, own: OwnFrames, rows: Tensor) -> Moments:
+    return moments_at(cache, own.episode[rows], own.moment[rows], own.last[rows].float(), own.kinematics[rows])
 
 
 def _together(a: Moments, b: Moments) -> Moments:
@@ -207,51 +193,8 @@ def _tell(model: WorldModel, moments: Moments) -> tuple[Contact, Tensor]:
     return told, moments.next_kinematics[:, GRIPPER : GRIPPER + 1]
 
 
-def _unexplained(model: WorldModel, moments: Moments, told: Contact) -> Tensor:
-    """Negative log-likelihood of the next pictures around the fingertips, mean over their places; a scalar."""
-    contact, patch_size = model.contact, int(model.config["patch"])
-    last, after = (composition.images(composition.views(frame), patch_size) for frame in (moments.last, moments.next))
-    now, next_k = Kinematics.unpack(moments.kinematics), Kinematics.unpack(moments.next_kinematics)
-    spots = told.below.spots(contact.get_buffer("cells").expand(len(last), -1, -1))
-    here, before = (F.pad(some, (0, 1), value=MIDDLE) for some in (spots, told.before(spots)))
-    mask = told.mask.flatten(1)
-    other = torch.full_like(mask, math.log(_ELSE / 8))  # colours lie in a cube of volume 8
-    likelihood = torch.zeros(())
-    for view in range(VIEWS):
-        true, seen_then = contact.look(view, here, after[:, view], next_k)
-        still, seen_now = contact.look(view, here, last[:, view], now)
-        moved, _ = contact.look(view, before, last[:, view], now)
-        causes = [F.logsigmoid(mask) + _density(moved, true), F.logsigmoid(-mask) + _density(still, true), other]
-        known = seen_then & seen_now & (moments.calibrated != 0)[:, None]
-        likelihood = likelihood + (torch.logsumexp(torch.stack(causes), 0) * known).mean()
-    return -likelihood / VIEWS
-
-
-def _density(found: Tensor, true: Tensor) -> Tensor:
-    """Log-density (B, N) of colours (B, 3, N) around those found."""
-    return -(found - true).square().sum(1) / (2 * _SPREAD**2) - 3 * math.log(_SPREAD * math.sqrt(2 * math.pi))
-
-
 def _unseen(cache: FrameCache) -> Tensor:
     """(E,) bool: a tenth of the episodes, and their mirror images (`mirror.with_mirror_images` keeps the order)."""
     number = torch.arange(len(cache))
     number[cache.calibrated < 0] = number[cache.calibrated > 0][: int((cache.calibrated < 0).sum())]
     return number % _HELD_OUT == _HELD_OUT - 1
-
-
-def _frames(cache: FrameCache) -> tuple[Tensor, Tensor, Tensor]:
-    """Episode and index (N, 2) of the frames after which a gripper told to close moves or has just stopped, of
-    others in which the hand is low, and of all others that have a next one.
-    """
-    episode = torch.repeat_interleave(torch.arange(len(cache)), (cache.frame_count - 1).clamp(min=0))
-    first = torch.cumsum((cache.frame_count - 1).clamp(min=0), 0) - (cache.frame_count - 1).clamp(min=0)
-    index = torch.arange(len(episode)) - first[episode]
-    step = cache.step(episode, index)
-    now = cache.kinematics[step, GRIPPER]
-    told = cache.chunk(episode, index)[:, :, 6].amax(1) > 0.5
-    moving = (cache.kinematics[step + cache.actions_per_frame, GRIPPER] - now).abs() > 0.02
-    closing = told & moving
-    heights = [Kinematics.unpack(part).state()[:, 2] for part in cache.kinematics[step].split(1 << 14)]
-    low = (torch.cat(heights) < _LOW if heights else closing) & ~closing & (cache.calibrated[episode] != 0)
-    rows = torch.stack([episode, index], 1)
-    return rows[closing], rows[low], rows[~closing & ~low]

@@ -19,6 +19,7 @@ from wvl_ros.errors import EpisodeError
 from wvl_ros.sans import cache as decoded
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry
+from wvl_ros.training import things
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.worlds import droid
@@ -26,6 +27,7 @@ from wvl_ros.worlds.imagined_start import is_calibrated
 from wvl_ros.worlds.recorded import commanded_poses
 
 _KINEMATICS, _ACTION = 39, 7
+COLUMNS = _KINEMATICS + _ACTION + 1 + things.COLUMNS
 KINDS = ("success", "near_success", "failure")  # outcomes that say whether an episode succeeded
 
 
@@ -41,6 +43,7 @@ class FrameCache:
         frame_start, frame_count, step_start, step_count: int64 (E,) of every episode.
         instructions, outcomes, tasks, sources: E strings. calibrated: float32 (E,), 1 for episodes of the calibrated
             rig.
+        things: float32 (S, 40), see `Things`.
         fingerprint: changes with the episodes and their labels.
     """
 
@@ -48,6 +51,7 @@ class FrameCache:
     kinematics: Tensor
     actions: Tensor
     rewards: Tensor
+    things: Tensor
     frame_start: Tensor
     frame_count: Tensor
     step_start: Tensor
@@ -132,6 +136,7 @@ def join(first: FrameCache, second: FrameCache) -> FrameCache:
         kinematics=torch.cat([first.kinematics, second.kinematics]),
         actions=torch.cat([first.actions, second.actions]),
         rewards=torch.cat([first.rewards, second.rewards]),
+        things=torch.cat([first.things, second.things]),
         frame_start=torch.cat([first.frame_start, second.frame_start + first.frames.shape[0]]),
         frame_count=torch.cat([first.frame_count, second.frame_count]),
         step_start=torch.cat([first.step_start, second.step_start + len(first.rewards)]),
@@ -174,9 +179,9 @@ def open_cache(
 
     grid = size // patch
     recipe = decoded.Recipe(
-        name=f"patches2_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}",
+        name=f"patches4_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}",
         frame_shape=(grid, grid, 3 * patches.VIEWS * patch * patch),
-        columns=_KINEMATICS + _ACTION + 1,
+        columns=COLUMNS,
         dtype=np.float32,
         frames=frames,
         numbers=episode_numbers,
@@ -238,12 +243,16 @@ def _digest(*texts: str) -> str:
 
 
 def episode_numbers(episode: Episode) -> NDArray[np.float32]:
-    """Kinematics, action and reward of every step (N, 47); the last step's action is the one before it again."""
+    """Kinematics, action, reward and things of every step (N, COLUMNS); the last step's action is the one before it
+    again.
+    """
     check_rate(episode)
     kinematics, actions = episode_arrays(episode)
     last = actions[-1:] if len(actions) else torch.zeros(1, _ACTION)
     rewards = np.concatenate([np.zeros(1, np.float32), episode.reward])[:, None]
-    return np.hstack([kinematics.numpy(), torch.cat([actions, last]).numpy(), rewards])
+    objects = episode.extra.get("objects")
+    known = things.pack(None if objects is None else np.asarray(objects, float), len(kinematics))
+    return np.hstack([kinematics.numpy(), torch.cat([actions, last]).numpy(), rewards, known])
 
 
 def arrange(cache: decoded.Cache, every: int) -> FrameCache:
@@ -251,12 +260,14 @@ def arrange(cache: decoded.Cache, every: int) -> FrameCache:
     counts = cache.step_count
     rows = np.concatenate([np.arange(start, start + n) for start, n in zip(cache.step_start, counts, strict=True)])
     numbers = torch.from_numpy(np.asarray(cache.numbers[rows], np.float32))
-    kinematics, actions, rewards = (part.contiguous() for part in numbers.split([_KINEMATICS, _ACTION, 1], 1))
+    parts = numbers.split([_KINEMATICS, _ACTION, 1, things.COLUMNS], 1)
+    kinematics, actions, rewards, known = (part.contiguous() for part in parts)
     return FrameCache(
         frames=cache.frames,
         kinematics=kinematics,
         actions=actions,
         rewards=rewards[:, 0],
+        things=known,
         frame_start=torch.from_numpy(cache.frame_start),
         frame_count=torch.from_numpy(cache.frame_count),
         step_start=torch.from_numpy(np.cumsum(counts) - counts),

@@ -20,7 +20,7 @@ from torch import Tensor
 from wvl_ros.sans import cache as decoded
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry
-from wvl_ros.training.frame_cache import FrameCache, arrange, check_sizes, check_stride, episode_numbers
+from wvl_ros.training.frame_cache import COLUMNS, FrameCache, arrange, check_sizes, check_stride, episode_numbers
 from wvl_ros.world_model import patches
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.imagined_start import is_calibrated
@@ -55,9 +55,9 @@ def open_latents(path: Path, model: Any) -> FrameCache:
     size = f"{config['image_height']}x{config['image_width']}"
     kind = f"windows{config['history_frames']}_{model.frames_per_call}" if windows else "frames"
     recipe = decoded.Recipe(
-        name=f"latents_{kind}_{size}_every{every}_{config['rig'] or 'none'}_{_codec(model)}",
+        name=f"latents2_{kind}_{size}_every{every}_{config['rig'] or 'none'}_{_codec(model)}",
         frame_shape=(2 * int(np.prod(shape)),),
-        columns=47,
+        columns=COLUMNS,
         dtype=np.float32,
         frames=frames,
         numbers=episode_numbers,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wvl_ros.training import things
 from wvl_ros.training.frame_cache import FrameCache, StackedFrames, join
 from wvl_ros.world_model import patches
 from wvl_ros.world_model.kinematics import ACROSS, MIRRORED_HAND, Kinematics, mirrored_actions
@@ -75,6 +76,7 @@ def with_mirror_images(cache: FrameCache, patch: int) -> FrameCache:
         frames=MirroredFrames(own.frames, patch),  # type: ignore[arg-type]
         kinematics=Kinematics.unpack(own.kinematics).mirrored(everywhere).pack(),
         actions=mirrored_actions(own.actions, everywhere),
+        things=things.mirrored(own.things),
         calibrated=-own.calibrated,
         fingerprint=f"mirrored {own.fingerprint}",
     )

@@ -40,9 +40,9 @@ class WorldModelTraining:
         start_share, end_share: share of slots that begin at an episode's first frame, or in its last four.
         other_rigs: share of slots on episodes of other rigs than the calibrated one, when there are any.
         uncalibrated_share: share of slots on calibrated episodes that are told that they are not.
-        misnamed_share: share of slots on successes, and of the rollouts of some that the reward head is fitted to,
-            whose instruction names something else, so that it is no success. opposites: pairs of words that are
-            exchanged for it.
+        misnamed_share: share of slots on successes whose instruction names something else, so that they are none, and
+            of the success states that the reward head is in the end fitted to by such an instruction, too. opposites:
+            pairs of words that are exchanged for it.
         replay_share: share of slots on old episodes, when there are any.
         change_weight: extra weight on patches that change. reward_weight, state_weight: of these two losses beside
             the image; the small size fits its state beforehand.
@@ -78,7 +78,7 @@ class WorldModelTraining:
     end_share: float = 0.05
     other_rigs: float = 0.06
     uncalibrated_share: float = 0.03
-    misnamed_share: float = 0.2
+    misnamed_share: float = 0.35
     replay_share: float = 0.5
     change_weight: float = 2.0
     reward_weight: float = 0.2

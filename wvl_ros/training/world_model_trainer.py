@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from wvl_ros.training import checkpointing, lora
-from wvl_ros.training.contact_fit import fit_contact, imagined_closings
+from wvl_ros.training.contact_fit import fit_contact, imagined_contacts
 from wvl_ros.training.descent import Descent, Losses
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.misnaming import Misnaming
@@ -204,7 +204,7 @@ class Trainer:
         asked = [p.requires_grad for p in contact.parameters()]
         contact.requires_grad_(True)
         generator = torch.Generator().manual_seed(self.settings.seed + 2)
-        own = imagined_closings(self.average, self.cache, generator, round(_CONTACT_ROLLOUTS * effort))
+        own = imagined_contacts(self.average, self.cache, generator, round(_CONTACT_ROLLOUTS * effort))
         found = fit_contact(self.average, self.cache, generator, round(_CONTACT_AGAIN * effort), own)
         for p, grad in zip(contact.parameters(), asked, strict=True):
             p.requires_grad_(grad)

@@ -47,16 +47,14 @@ class WorldModelOutput(BaseOutput):
 
 
 class Evidence(NamedTuple):
-    """What the reward head judges, without its view of the first frame: `frame` and `features` (B V, ...), the rest (B,
-    ...).
+    """What the reward head judges, but for its view of the first frame and the instruction: `frame` and `features`
+    (B V, ...), the rest (B, ...).
     """
 
     frame: Tensor
     features: Tensor
     pooled: Tensor
     arm: Tensor
-    text: Tensor
-    told: Tensor
 
     def select(self, rows: Tensor) -> Evidence:
         """Of some of the rollouts (n,)."""
@@ -68,8 +66,9 @@ class Context(NamedTuple):
     """What does not change inside a rollout: computed once, used for every frame. Batch first, all of it.
 
     first: the first frame. kinematics (B, 39): of it, packed. calibrated (B,): 1 where the images come
-    from the calibrated cameras, else 0. text (B, instruction_dim), told (B, ...): the instruction as the network and as
-    the reward head's own encoder read it. seen (B V, ...): the reward head's view of the first frame.
+    from the calibrated cameras, else 0. text (B, instruction_dim), told (B, ...): the instruction as the two parts of
+    the reward head read it; what is drawn does not depend on it. seen (B V, ...): the reward head's view of the first
+    frame.
     """
 
     first: Picture
@@ -146,7 +145,7 @@ class WorldModel(ModelMixin, ConfigMixin):
 
         facts = 2 * STATE_DIM + 14 + actions_per_frame * STATE_DIM + 2 * 12 * 4 + 2
         self.condition = nn.Sequential(
-            nn.Linear(facts + instruction_dim, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim)
+            nn.Linear(facts, condition_dim), nn.SiLU(), nn.Linear(condition_dim, condition_dim)
         )
         self.view = nn.Parameter(0.1 * torch.randn(VIEWS, condition_dim))
         outlines = MAPS * (patch // 2) ** 2
@@ -244,7 +243,8 @@ class WorldModel(ModelMixin, ConfigMixin):
             parts += [given.around, self.maps(now, calibrated), maps_then, outlines]
             parts += [self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1), given.touched, given.mask]
             x = _as_images(torch.cat([part.to(precision) for part in parts], 4))
-        condition = self.condition(torch.cat([facts, context.text], 1))[:, None] + self.view
+        # Not of the instruction: told it, the network draws what was asked for instead of what the arm does.
+        condition = self.condition(facts)[:, None] + self.view
         full, half = self.unet(x, torch.nn.functional.silu(condition).flatten(0, 1))
 
         change, choice, correction = (
@@ -257,17 +257,23 @@ class WorldModel(ModelMixin, ConfigMixin):
         clean = _as_images(drawn.detach())
         if not self.config["joint_reward"]:
             full, pooled = torch.zeros_like(full), torch.zeros_like(pooled)
-        evidence = Evidence(clean, full, pooled, arm, context.text, context.told)
-        reward = self.reward_head(context.seen, *evidence)
+        evidence = Evidence(clean, full, pooled, arm)
+        reward = self.reward_head(context.seen, *evidence, context.text, context.told)
         return WorldModelOutput(
             frame=composition.frame(drawn), reward=reward, kinematics=then.pack(), grip=contact.grip, evidence=evidence
         )
 
-    def judge(self, evidence: Evidence, first: Tensor) -> Tensor:
-        """The reward's logits (B,) once more, from evidence and first frames (B, C, G, G): to train the head alone."""
-        return torch.as_tensor(
-            self.reward_head(self.reward_head.first(_as_images(composition.views(first))), *evidence)
-        )
+    def judge(self, evidence: Evidence, first: Tensor, instruction: Tensor) -> Tensor:
+        """The reward's logits (B,) once more, from evidence, first frames (B, C, G, G) and word numbers (B, words): to
+        train the head alone.
+        """
+        head = self.reward_head
+        text, told = self.instruction(instruction).float(), head.outcome.instruction(instruction).float()
+        return torch.as_tensor(head(head.first(_as_images(composition.views(first))), *evidence, text, told))
+
+    def judging(self) -> list[nn.Parameter]:
+        """The parameters that only the reward depends on."""
+        return [*self.instruction.parameters(), *self.reward_head.parameters()]
 
     def _facts(
         self, now: Kinematics, state: Tensor, then: Tensor, commanded: Tensor, sigma: Tensor, calibrated: Tensor

@@ -318,6 +318,16 @@ class TabletopWorld(World):
             gripper=self.gripper,
         )
 
+    def object_poses(self) -> NDArray[np.float64]:
+        """Where all that can be moved is (n, 5): x, y, z of its middle in m, yaw in rad, half of its width in m; as a
+        world model may be told when it is trained, never a policy.
+        """
+        movable = [name for name in self._bodies if self._model.body_dofnum[self._bodies[name]]]
+        ids = [self._bodies[name] for name in movable]
+        turn = self._data.xmat[ids]
+        half = [self._model.geom_size[self._model.body_geomadr[i], 0] for i in ids]
+        return np.column_stack([self._data.xpos[ids], np.arctan2(turn[:, 3], turn[:, 0]), half])
+
     def camera_calibration(self) -> dict[str, dict[str, Any]]:
         """Each camera: `position` (3,) m and `rotation` (3, 3) in the frame `parent` (base, flange), and `fovy_deg`.
 
