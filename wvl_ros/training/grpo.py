@@ -48,18 +48,18 @@ class GRPOSettings:
         seed: of starts and sampling.
     """
 
-    updates: int = 40
-    groups: int = 32
+    updates: int = 26
+    groups: int = 64
     group_size: int = 8
     latest: float = 0.0
-    attempts: int = 2
-    temperature: float = 0.8
+    attempts: int = 1
+    temperature: float = 2.0
     explore: str = "chunk"
     baseline: str = "running"
     reward: str = "success"
     epochs: int = 2
     minibatch: int = 512
-    learning_rate: float = 4e-5
+    learning_rate: float = 6e-5
     target_kl: float = 0.012
     kl_step: float = 1.3
     clip_norm: float = 1.0
