@@ -98,6 +98,9 @@ def test_the_threshold_parts_successes_from_the_rest() -> None:
     # One of two frames only by three.
     longer = [*([np.array([0.1, 0.9, 0.9, 0.9])] * 2), np.array([0.95, 0.95, 0.1, 0.1])]
     assert choose_threshold(longer, ["success", "success", "failure"])[1] == 3
+    # Not even where one frame alone would tell them best.
+    flicker = [*([np.array([0.1, 0.9, 0.1])] * 3), *([np.array([0.1, 0.1, 0.1])] * 3)]
+    assert choose_threshold(flicker, ["success"] * 3 + ["failure"] * 3)[1] > 1
     measures = outcome_measures(chances, outcomes, threshold, frames)
     assert measures["accuracy"] == 1.0
     assert measures["false_success_near"] == 0.0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from wvl_ros.checkpoints import find
 from wvl_ros.evaluation.arm import arm_measures
 from wvl_ros.evaluation.images import image_measures
 from wvl_ros.evaluation.imagined import ImaginedEpisode, imagine_episodes
+from wvl_ros.evaluation.outcome import best_run
 from wvl_ros.training.frame_cache import FrameCache, open_cache
+from wvl_ros.training.misnaming import Misnaming
 from wvl_ros.world_model.loading import load_world_model
 from wvl_ros.world_model.model import WorldModel
 
@@ -66,3 +70,17 @@ def test_the_imagined_views_look_like_the_true_ones(
     for i, own in enumerate(imagined):
         gaps = [np.square(own.frames[-1].astype(float) - end).mean() for end in ends]
         assert int(np.argmin(gaps)) == i
+
+
+def test_a_success_is_none_by_another_name(
+    model: WorldModel, cache: FrameCache, imagined: list[ImaginedEpisode]
+) -> None:
+    def told(rollouts: list[ImaginedEpisode]) -> list[bool]:
+        frames, threshold = int(model.config["success_frames"]), float(model.config["success_threshold"])
+        return [best_run(own.success_probability, frames) > threshold for own in rollouts]
+
+    assert any(told(imagined))
+    generator = torch.Generator().manual_seed(0)
+    names = tuple(Misnaming().one(text, generator) for text in cache.instructions)
+    assert all(name != text for name, text in zip(names, cache.instructions, strict=True))
+    assert not any(told(imagine_episodes(model, replace(cache, instructions=names), np.arange(len(cache)))))

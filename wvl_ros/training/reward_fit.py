@@ -34,8 +34,8 @@ _RATE = 5e-4
 
 
 class Seen(NamedTuple):
-    """Frames that the model drew: their `evidence` in bfloat16, `episode` (N,), and what is `true` of them (N,), 0 or
-    1, by the episode's own instruction.
+    """Frames that the model drew: their `evidence`, its large parts in bfloat16, `episode` (N,), and what is `true` of
+    them (N,), 0 or 1, by the episode's own instruction.
     """
 
     evidence: Evidence
@@ -82,9 +82,9 @@ def fit_reward(
     """
     if seconds is None and updates is None:
         raise ValueError("fit_reward needs a limit: seconds or updates.")
-    if not bool(cache.labelled.any()):
-        return {}
     draw = _weights(cache)
+    if not bool(draw.any()):
+        return {}
     training = model.training
     model.eval()
     trained = model.judging()
@@ -148,7 +148,9 @@ def _imagine(model: WorldModel, cache: FrameCache, episodes: Tensor, generator: 
         rows = learned[imagined.drawn].nonzero()[:, 0]
         if len(rows):
             assert imagined.evidence is not None
-            evidence = Evidence(*(part.to(torch.bfloat16) for part in imagined.evidence.select(rows)))
+            evidence = imagined.evidence.select(rows)
+            frame, features = (part.to(torch.bfloat16) for part in (evidence.frame, evidence.features))
+            evidence = evidence._replace(frame=frame, features=features)
             episode = episodes[imagined.drawn][rows]
             true = cache.rewards[cache.step(episode, index[imagined.drawn][rows] + 1)]
             seen.append(Seen(evidence, episode, true))
