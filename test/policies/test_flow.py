@@ -30,7 +30,7 @@ def test_it_learns_two_answers_where_a_mean_would_be_neither() -> None:
     steps, rate, generator = 1000, 3e-3, torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(network.head.parameters(), rate)
     one, places = network.context(_inputs(1)), torch.full((256, 6), float("nan"))
-    known = Context(*(part.detach().expand(256, -1) for part in one))
+    known = Context(one.features.detach().expand(256, -1), one.places.detach().expand(256, -1))
     sides = torch.where(torch.arange(256) % 2 == 0, 0.5, -0.5)
     actions = torch.zeros(256, 3, 7)
     actions[..., 1] = sides[:, None]

@@ -167,6 +167,9 @@ def test_bad_observations_are_named() -> None:
         ({"hidden": 0}, "hidden must be positive"),
         ({"cameras": ()}, "cameras are empty"),
         ({"patch": 5}, "multiple of its patch"),
+        ({"patch": 5, "image_size": 65, "place_channels": 8}, "multiple of 2 where places"),
+        ({"place_channels": -1}, "place_channels must be positive"),
+        ({"place_channels": 8, "cameras": ("wrist_image_left",)}, "add exterior_image_1_left"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, object], sentence: str) -> None:

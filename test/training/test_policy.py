@@ -26,6 +26,7 @@ from wvl_ros.world_model.model import WorldModel
 from wvl_ros.worlds.tabletop import TabletopWorld
 
 SMALL = "policy: {channels: 8, keypoints: 8, hidden: 64}\nwarmup_steps: 10\n"
+SEARCHING = SMALL.replace("}", ", place_channels: 16, cameras: [exterior_image_1_left, wrist_image_left]}")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,11 @@ def test_it_learns_and_writes_a_checkpoint(data: Path, config: Path, tmp_path: P
     training.show(result)
 
 
-def test_a_stopped_training_goes_on_exactly(data: Path, config: Path, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("settings", [SMALL, SEARCHING])
+def test_a_stopped_training_goes_on_exactly(
+    settings: str, data: Path, config: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    config.write_text(settings)
     words = ("--data", data, "--config", config, "--steps", 24)
     train(*words, "--out", tmp_path / "whole")
     update = training.SupervisedTrainer._update
@@ -115,6 +120,19 @@ def test_bad_settings_are_named(data: Path, tmp_path: Path) -> None:
 def test_the_shipped_configuration_is_the_default() -> None:
     path = Path(__file__).parents[2] / "config" / "policy_small.yaml"
     assert training.TrainConfig.from_yaml(path) == training.TrainConfig()
+
+
+def test_a_policy_that_searches_learns_where_its_cameras_look(data: Path, tmp_path: Path) -> None:
+    shipped = training.TrainConfig.from_yaml(Path(__file__).parents[2] / "config" / "policy_searching.yaml")
+    assert shipped.policy.place_channels > 0
+    config = tmp_path / "searching.yaml"
+    config.write_text(SEARCHING)
+    out = tmp_path / "out"
+    result = train("--data", data, "--out", out, "--config", config, "--steps", 300)
+    assert set(result["losses"]) == {"velocity", "gripper", "places", "hand", "misnamed", "loss"}
+    first, *_, last = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
+    assert last["hand"] < first["hand"] - 0.5
+    assert last["places"] < first["places"] - 0.5
 
 
 def test_a_flow_head_is_trained_by_the_same_command_but_not_by_grpo(data: Path, tmp_path: Path) -> None:

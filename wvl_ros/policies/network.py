@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -10,20 +10,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wvl_ros.errors import ConfigError, UnknownNameError
+from wvl_ros.policies.places import (
+    PLACES,
+    STRIDE,
+    PlaceFinder,
+    Votes,
+    hand_loss,
+    misnamed_loss,
+    normalise_places,
+    relative_places,
+    votes_loss,
+)
 from wvl_ros.policies.tokenizer import PAD, UNKNOWN
 from wvl_ros.policies.vision import KeypointEncoder
 from wvl_ros.worlds.droid import CAMERAS
 
 STATE_DIM = 10  # flange position 3, first two columns of its rotation 6, gripper 1
-PLACE_DIM = 6  # flange position where the tool goes to work 3, and where it ends 3
+PLACE_DIM = 3 * PLACES
 
 HEADS = ("gaussian", "flow")
 FLOW_TIMES = 8  # sines and cosines that tell a flow head the time
 
 _POSITION_MEAN = (0.5, 0.0, 0.25)
 _POSITION_SCALE = (0.12, 0.2, 0.12)
-_PLACE_MEAN = (0.5, 0.0, 0.13)
-_PLACE_SCALE = (0.08, 0.12, 0.03)
+
+
+def is_fixed(camera: str) -> bool:
+    """Whether a camera of DROID's stands still: each of its pixels always looks along the same line."""
+    return camera.startswith("exterior")
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,8 @@ class PolicyConfig:
         image_size: side in pixels to which images are averaged.
         patch: side of the pixel patches that the first convolution sees.
         channels, layers, keypoints: of each camera's encoder.
+        place_channels: of what looks for key places, in the exterior cameras (see `places`), which are then for nothing
+            else; 0: the places are guessed from keypoints of all cameras.
         hidden: width of the head.
         language_dim: width of word vectors and of the instruction's embedding.
         chunk_size: actions in a chunk. execute_steps: how many of them to execute before the next one.
@@ -51,6 +67,7 @@ class PolicyConfig:
     channels: int = 16
     layers: int = 2
     keypoints: int = 16
+    place_channels: int = 0
     hidden: int = 256
     language_dim: int = 32
     chunk_size: int = 9
@@ -71,15 +88,25 @@ class PolicyConfig:
                 raise UnknownNameError("camera", camera, CAMERAS)
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not value > 0:
+            if isinstance(value, (int, float)) and not value > 0 and (value < 0 or field.name != "place_channels"):
                 raise ConfigError(f"The policy's {field.name} must be positive, but is {value}.")
         if self.head not in HEADS:
             raise UnknownNameError("policy head", self.head, HEADS)
         if not self.cameras:
             raise ConfigError("The policy's cameras are empty; name at least one.")
+        if self.place_channels and not any(is_fixed(camera) for camera in self.cameras):
+            raise ConfigError(
+                "The policy's place_channels need a camera that stands still, but its cameras are "
+                f"{', '.join(self.cameras)}: add {CAMERAS[0]}, or set place_channels to 0."
+            )
         if self.image_size % self.patch:
             raise ConfigError(
                 f"The policy's image_size {self.image_size} must be a multiple of its patch {self.patch}."
+            )
+        if self.place_channels and self.image_size % STRIDE:
+            raise ConfigError(
+                f"The policy's image_size {self.image_size} must be a multiple of {STRIDE} where places are voted for "
+                "(place_channels)."
             )
         if self.execute_steps > self.chunk_size or self.execute_steps % 3:
             # Imagination makes one frame every three control steps, so a policy can look again only then.
@@ -91,11 +118,22 @@ class PolicyConfig:
 
 @dataclass
 class Inputs:
-    """A batch: images uint8 (B, cameras, 3, S, S), state float32 (B, 10), words int64 (B, max_words)."""
+    """A batch: images uint8 (B, cameras, 3, S, S), state float32 (B, 10), words int64 (B, max_words).
+
+    `places` (B, 6), normalised, of a network that votes for them: None where it has not looked yet.
+    """
 
     images: Tensor
     state: Tensor
     words: Tensor
+    places: Tensor | None = None
+
+
+class Seen(NamedTuple):
+    """What the cameras' pixels say, where places are voted for: see `PlaceFinder`."""
+
+    looks: Tensor
+    votes: Votes
 
 
 class Context(NamedTuple):
@@ -103,6 +141,7 @@ class Context(NamedTuple):
 
     features: Tensor
     places: Tensor
+    seen: Seen | None = None
 
 
 @dataclass
@@ -118,11 +157,7 @@ class Outputs:
     mean: Tensor
     gripper: Tensor
     places: Tensor
-
-
-def normalise_places(places: Tensor) -> Tensor:
-    """Key places (B, 6) in m as the network's targets of about unit size."""
-    return (places - places.new_tensor(2 * _PLACE_MEAN)) / places.new_tensor(2 * _PLACE_SCALE)
+    seen: Seen | None = None
 
 
 class LanguageEncoder(nn.Module):
@@ -150,23 +185,29 @@ class PolicyNetwork(nn.Module):
 
     position_mean: Tensor
     position_scale: Tensor
-    place_mean: Tensor
-    place_scale: Tensor
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.chunk_size, self.flows = config.chunk_size, config.head == "flow"
         dim, hidden = config.language_dim, config.hidden
         self.language = LanguageEncoder(len(config.vocabulary), dim)
+        votes = config.place_channels > 0
+        fixed = [is_fixed(camera) for camera in config.cameras]
+        self.pointed = [i for i, still in enumerate(fixed) if not (votes and still)]  # cameras read as keypoints
+        self.searched = [i for i, still in enumerate(fixed) if votes and still]
         self.encoders = nn.ModuleList(
             [
                 KeypointEncoder(config.image_size, config.patch, config.channels, config.keypoints, config.layers, dim)
-                for _ in config.cameras
+                for _ in self.pointed
             ]
         )
-        features = sum(3 * config.keypoints for _ in config.cameras) + STATE_DIM + dim
+        features = 3 * config.keypoints * len(self.pointed) + STATE_DIM + dim
         self.trunk = nn.Sequential(nn.Linear(features, hidden), nn.SiLU())
-        self.places = nn.Sequential(nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, PLACE_DIM))
+        if votes:
+            self.names = LanguageEncoder(len(config.vocabulary), dim)  # practice must not change what is looked for
+            self.finder = PlaceFinder(len(self.searched), config.image_size, config.place_channels, dim)
+        else:
+            self.places = nn.Sequential(nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, PLACE_DIM))
         known = hidden + STATE_DIM + dim + 2 * PLACE_DIM
         given = config.chunk_size * 7 + FLOW_TIMES if self.flows else 0
         self.head = nn.Sequential(
@@ -178,15 +219,13 @@ class PolicyNetwork(nn.Module):
         )
         self.register_buffer("position_mean", torch.tensor(_POSITION_MEAN), persistent=False)
         self.register_buffer("position_scale", torch.tensor(_POSITION_SCALE), persistent=False)
-        self.register_buffer("place_mean", torch.tensor(_PLACE_MEAN), persistent=False)
-        self.register_buffer("place_scale", torch.tensor(_PLACE_SCALE), persistent=False)
 
     def forward(self, inputs: Inputs) -> Outputs:
         """The chunk's mean, the gripper's logits and the key places for a batch; of a Gaussian head."""
         known = self.context(inputs)
         out = self.head(known.features).float()
         out = out.view(len(out), self.chunk_size, 7)
-        return Outputs(mean=out[..., :6], gripper=out[..., 6], places=known.places)
+        return Outputs(mean=out[..., :6], gripper=out[..., 6], places=known.places, seen=known.seen)
 
     def velocity(self, known: Context, noisy: Tensor, time: Tensor) -> Tensor:
         """Of a flow head: where noisy chunks (B, T, 7) come from at times (B,), 1 noise .. 0 action; (B, T, 7)."""
@@ -197,18 +236,45 @@ class PolicyNetwork(nn.Module):
     def context(self, inputs: Inputs) -> Context:
         """All that a head is told of a batch."""
         language = self.language(inputs.words)
-        seen = [encoder(inputs.images[:, i], language) for i, encoder in enumerate(self.encoders)]
+        points = [
+            encoder(inputs.images[:, i], language) for i, encoder in zip(self.pointed, self.encoders, strict=True)
+        ]
         position = inputs.state[:, :3]
         state = torch.cat([(position - self.position_mean) / self.position_scale, inputs.state[:, 3:]], 1)
-        trunk = self.trunk(torch.cat([*(feature.float() for feature in seen), state, language], 1))
-        places = self.places(trunk).float()
-        relative = self._relative(places, position)
-        return Context(torch.cat([trunk, state, language, places, relative], 1), places)
+        trunk = self.trunk(torch.cat([*(feature.float() for feature in points), state, language], 1))
+        seen = None
+        if not self.searched:
+            places = self.places(trunk).float()
+        elif inputs.places is not None:
+            places = inputs.places
+        else:
+            seen = self.search(inputs)
+            # Only what says where things are teaches to see them: taught by the actions too, it learns by heart.
+            places = self.finder.places(seen.votes).detach()
+        relative = relative_places(places, position)
+        return Context(torch.cat([trunk, state, language, places, relative], 1), places, seen)
 
-    def _relative(self, places: Tensor, position: Tensor) -> Tensor:
-        """The key places as seen from the hand (B, 6), in units of 5 cm."""
-        offsets = places.view(-1, 2, 3) * self.place_scale + self.place_mean - position[:, None]
-        return offsets.flatten(1) / 0.05
+    def search(self, inputs: Inputs) -> Seen:
+        """What the fixed cameras' pixels vote for."""
+        looks = self.finder.look(inputs.images[:, self.searched])
+        return Seen(looks, self.finder(looks, self.names(inputs.words)))
+
+    def located(self, inputs: Inputs) -> Inputs:
+        """A batch whose places need not be searched for again, until what votes for them has learned something."""
+        if not self.searched:
+            return inputs
+        return replace(inputs, places=self.finder.places(self.search(inputs).votes).detach())
+
+    def looking_losses(self, seen: Seen, state: Tensor, places: Tensor, wrong: Tensor) -> dict[str, Tensor]:
+        """What teaches to see apart from the task, of a batch's states (B, 10) and true key places (B, 6) in m.
+
+        'hand': where the hand is seen. 'misnamed': the places are not what other words (B, L) name.
+        """
+        position = state[:, :3]
+        return {
+            "hand": hand_loss(self.finder.find_hand(seen.looks, position[:, 2]), position),
+            "misnamed": misnamed_loss(self.finder(seen.looks, self.names(wrong)), places),
+        }
 
 
 def behaviour_loss(outputs: Outputs, actions: Tensor, places: Tensor) -> dict[str, Tensor]:
@@ -229,9 +295,14 @@ def behaviour_loss(outputs: Outputs, actions: Tensor, places: Tensor) -> dict[st
     velocity = F.smooth_l1_loss(outputs.mean, actions[..., :6], beta=0.1, reduction="none").mean(-1)
     gripper = F.binary_cross_entropy_with_logits(outputs.gripper, closed, reduction="none")
     terms = {"velocity": (velocity * known).sum() / count, "gripper": (gripper * known).sum() / count}
-    terms["places"] = places_loss(outputs.places, places)
+    terms["places"] = finding_loss(outputs, places)
     terms["loss"] = 6 * terms["velocity"] + terms["gripper"] + terms["places"]
     return terms
+
+
+def finding_loss(known: Context | Outputs, places: Tensor) -> Tensor:
+    """What it costs that key places (B, 6) in m were not found: of the votes for them, or of what was guessed."""
+    return places_loss(known.places, places) if known.seen is None else votes_loss(known.seen.votes, places)
 
 
 def places_loss(found: Tensor, places: Tensor) -> Tensor:

@@ -19,13 +19,16 @@ from wvl_ros.world_model.kinematics import Kinematics, matrix_to_euler, rotvec_t
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.imagined_start import Start
 
+TIMED = ("images", "state", "places", "actions", "log_probs", "counts")
+
 
 @dataclass
 class Practice:
     """D decisions each of B rollouts; those after a rollout's end do not count.
 
     Attributes:
-        images: uint8 (B, D, cameras, 3, S, S). state: (B, D, 10). words: int64 (B, L). See `Inputs`.
+        images: uint8 (B, D, cameras, 3, S, S). state: (B, D, 10). places: (B, D, 6) as they were found, or (B, D, 0)
+            where the policy votes for none. words: int64 (B, L). See `Inputs`.
         actions: (B, D, T, 7) as chosen, before they are clipped to the action space. log_probs: (B, D, T, 7) of their
             parts, where sampled with a density, else 0.
         counts: bool (B, D, T), the actions that were executed before the end.
@@ -35,6 +38,7 @@ class Practice:
 
     images: Tensor
     state: Tensor
+    places: Tensor
     words: Tensor
     actions: Tensor
     log_probs: Tensor
@@ -48,7 +52,9 @@ class Practice:
 
     def inputs(self, rows: Tensor, decisions: Tensor) -> Inputs:
         """The network's input at decisions (n,) of rollouts (n,)."""
-        return Inputs(self.images[rows, decisions], self.state[rows, decisions], self.words[rows])
+        places = self.places[rows, decisions]
+        found = places if places.shape[1] else None
+        return Inputs(self.images[rows, decisions], self.state[rows, decisions], self.words[rows], found)
 
 
 def join(parts: Sequence[Practice]) -> Practice:
@@ -59,7 +65,7 @@ def join(parts: Sequence[Practice]) -> Practice:
         missing = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
         return torch.cat([tensor, missing], 1)
 
-    timed = ("images", "state", "actions", "log_probs", "counts")
+    timed = TIMED
     columns = {
         field.name: [getattr(part, field.name) for part in parts] for field in fields(Practice)
     }  # fmt: skip
@@ -106,14 +112,15 @@ def practise(
     call = imagination.frames_per_call * imagination.actions_per_frame
     most = (torch.tensor(limits) // call * call).clamp(min=call)  # a rollout ends with a frame
     words = torch.from_numpy(policy.tokenizer.encode([start.instruction for start in starts]))
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("images", "state", "actions", "log_probs", "counts")}
+    columns: dict[str, list[Tensor]] = {name: [] for name in TIMED}
     policy.network.eval()
     step, chance = 0, torch.zeros(count)
     while bool(imagination.active.any()):
-        inputs = look(policy, views, imagination.kinematics, words)
+        inputs = policy.network.located(look(policy, views, imagination.kinematics, words))
         actions, log_probs = choose(policy, inputs, temperature, generator)
         columns["images"].append(inputs.images)
         columns["state"].append(inputs.state)
+        columns["places"].append(inputs.state[:, :0] if inputs.places is None else inputs.places)
         columns["actions"].append(actions)
         columns["log_probs"].append(log_probs)
         poses = command(imagination.kinematics, actions.clamp(-1, 1))

@@ -17,12 +17,14 @@ from wvl_ros.policies.flow import flow_loss
 from wvl_ros.policies.network import Inputs, PolicyConfig, behaviour_loss
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.training import checkpointing
+from wvl_ros.training.misnaming import Misnaming
 from wvl_ros.training.samples import Samples, even_chances
 from wvl_ros.training.settings import read_settings, require
 from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "training_state.safetensors"
 LOG_FILE = "log.jsonl"
+_LOOKING = 0.5  # weight of what teaches to see apart from the task
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class SupervisedTrainer:
             self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
         )
         self.step, self.elapsed = 0, 0.0
+        naming = Misnaming()
+        self._others = [naming.all(text) or [""] for text in samples.instructions]
         self._until = np.cumsum(even_chances(samples) if chances is None else chances)
         if (out / STATE_FILE).exists():
             tensors, facts = checkpointing.load_state(out / STATE_FILE)
@@ -147,20 +151,25 @@ class SupervisedTrainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * rate
-        inputs, actions, places = self._batch()
+        inputs, actions, places, wrong = self._batch()
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             if self.network.flows:
                 generator = torch.Generator().manual_seed(1_000_003 * config.seed + self.step)
-                terms = flow_loss(self.network, self.network.context(inputs), actions, places, generator)
+                known = self.network.context(inputs)
+                terms = flow_loss(self.network, known, actions, places, generator)
             else:
-                terms = behaviour_loss(self.network(inputs), actions, places)
+                known = self.network(inputs)
+                terms = behaviour_loss(known, actions, places)
+            if known.seen is not None:
+                looking = self.network.looking_losses(known.seen, inputs.state, places, wrong)
+                terms |= looking | {"loss": terms["loss"] + _LOOKING * sum(looking.values())}
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
         self.optimizer.step()
         return {name: float(term.detach()) for name, term in terms.items()}
 
-    def _batch(self) -> tuple[Inputs, torch.Tensor, torch.Tensor]:
+    def _batch(self) -> tuple[Inputs, torch.Tensor, torch.Tensor, torch.Tensor]:
         """A batch, drawn from seed and step alone: a resumed run sees the same."""
         rng = np.random.default_rng([self.config.seed, self.step])
         drawn = rng.random(self.config.batch_size) * self._until[-1]
@@ -168,7 +177,15 @@ class SupervisedTrainer:
         inputs = self.samples.inputs(rows, self.policy.tokenizer)
         hidden = torch.from_numpy(rng.random(inputs.words.shape) < self.config.word_dropout) & (inputs.words > 0)
         words = torch.where(hidden, torch.ones_like(inputs.words), inputs.words)
-        return Inputs(inputs.images, inputs.state, words), self.samples.actions[rows], self.samples.places[rows]
+        others = [self._others[i] for i in self.samples.instruction[rows]]
+        wrong = self.policy.tokenizer.encode([texts[rng.integers(len(texts))] for texts in others])
+        samples = self.samples
+        return (
+            Inputs(inputs.images, inputs.state, words),
+            samples.actions[rows],
+            samples.places[rows],
+            torch.from_numpy(wrong),
+        )
 
     def _log(self, losses: dict[str, float]) -> None:
         line = {"step": self.step, "elapsed": round(self.elapsed, 2)} | {k: round(v, 5) for k, v in losses.items()}

@@ -18,7 +18,7 @@ from wvl_ros.policies.noise import ChunkNoise
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.collect import STEPS
 from wvl_ros.training.arena import Beginning
-from wvl_ros.training.practice import Practice, choose, join
+from wvl_ros.training.practice import TIMED, Practice, choose, join
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.recorded import commanded_poses
 
@@ -131,7 +131,7 @@ def _rollout(policy: SmallPolicy, job: _Job, temperature: float, generator: torc
         success = ended = success or terminated
     step = len(job.behind)
     while not parts or (not ended and step < limit):
-        inputs = policy.inputs([observation], [job.instruction])
+        inputs = policy.network.located(policy.inputs([observation], [job.instruction]))
         actions, log_probs = choose(policy, inputs, temperature, generator)
         poses = droid.convert_chunk(
             actions[0].clamp(-1, 1).double().numpy(), policy.action_space, world.action_space_name,
@@ -145,10 +145,10 @@ def _rollout(policy: SmallPolicy, job: _Job, temperature: float, generator: torc
             success, ended = success or terminated, terminated or truncated
             if ended:
                 break
-        decision = (inputs.images, inputs.state, actions, log_probs, counts)
-        images, state, actions, log_probs, counts = (part[:, None] for part in decision)
+        found = inputs.state[:, :0] if inputs.places is None else inputs.places
+        decision = (inputs.images, inputs.state, found, actions, log_probs, counts)
+        images, state, found, actions, log_probs, counts = (part[:, None] for part in decision)
         ending = torch.tensor([success])
-        parts.append(Practice(images, state, inputs.words, actions, log_probs, counts, ending, ending.float()))
-    timed = ("images", "state", "actions", "log_probs", "counts")
-    columns = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in timed}
+        parts.append(Practice(images, state, found, inputs.words, actions, log_probs, counts, ending, ending.float()))
+    columns = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in TIMED}
     return replace(parts[-1], **columns)

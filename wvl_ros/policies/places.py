@@ -1,0 +1,195 @@
+"""Where the things are that an instruction names: every small part of an image votes for a place, by its looks.
+
+The place of a vote depends on where in the image it is cast, and nothing else; its weight on the few pixels around it
+and on the words. So scenes cannot be learned by heart, and some dozen demonstrations tell what the words mean. Along
+which line a pixel looks, the arm's own hand teaches: where that is, is known in every frame.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PLACES = 2  # flange positions where the tool goes to work, and where it ends
+_MEAN, _SCALE = (0.5, 0.0, 0.13), (0.08, 0.12, 0.03)  # m
+_UNIT = 0.08  # m, in which votes are counted
+_HEIGHT = 0.12  # m, unit of heights along a line of sight
+STRIDE = 2  # pixels that one vote is for, each way
+_COLORS = 48
+_COMPARED, _AGREE = 16, 0.3  # votes compared with each other; those within 2.4 cm are for the same thing
+_BESIDE = 1.5  # 12 cm: how far the tool may go to work beside the thing itself
+_SMALLEST = 0.06  # deviation of a vote
+_NEAR, _EDGE = 0.5, 12.0  # 4 cm, and how sharp this limit is: what lies nearer is the same thing
+
+
+class Votes(NamedTuple):
+    """N votes for each of P places, across the table in units of 8 cm.
+
+    Attributes:
+        weight: (B, P, N) log-probabilities; what is missing to 1 is that it is not to be seen.
+        place: (B or 1, P, N, 2) x, y of each vote. shift: (B, P, 2), to be added to all. deviation: (P, N).
+        height: (B, P) z in m.
+    """
+
+    weight: Tensor
+    place: Tensor
+    shift: Tensor
+    deviation: Tensor
+    height: Tensor
+
+    def apart(self, places: Tensor) -> Tensor:
+        """Distances (B, P, N) of the votes from places (B, P, 2)."""
+        return (self.place - (places - self.shift)[:, :, None]).square().sum(-1).add(1e-4).sqrt()
+
+
+def normalise_places(places: Tensor) -> Tensor:
+    """Key places (B, 6) in m in numbers of about unit size."""
+    return (places - places.new_tensor(PLACES * _MEAN)) / places.new_tensor(PLACES * _SCALE)
+
+
+def relative_places(places: Tensor, position: Tensor) -> Tensor:
+    """Normalised places (B, 6) as seen from the hand at (B, 3) m, in units of 5 cm."""
+    metres = places.view(-1, PLACES, 3) * places.new_tensor(_SCALE) + places.new_tensor(_MEAN)
+    return (metres - position[:, None]).flatten(1) / 0.05
+
+
+class _Norm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, H, W): without it the weights take ten times as long to become sharp."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PlaceFinder(nn.Module):
+    """The votes of fixed cameras' pixels, and the places on which most of them agree."""
+
+    grid: Tensor
+
+    def __init__(self, cameras: int, size: int, channels: int, language_dim: int) -> None:
+        super().__init__()
+        line = torch.linspace(-1, 1, size // STRIDE)
+        rows, columns = torch.meshgrid(line, line, indexing="ij")
+        self.register_buffer("grid", torch.stack([columns.flatten(), rows.flatten()], 1), persistent=False)
+        colors, around = nn.Conv2d(3 * STRIDE**2, _COLORS, 1), nn.Conv2d(_COLORS, channels, 3, padding=1)
+        nn.init.kaiming_normal_(colors.weight, nonlinearity="linear")
+        nn.init.kaiming_normal_(around.weight)
+        self.appearance = nn.Sequential(colors, nn.GELU(), _Norm(_COLORS), around, nn.GELU(), _Norm(channels))
+        self.keys = nn.ModuleList([nn.Conv2d(channels, channels, 1) for _ in range(cameras)])
+        self.query = nn.Linear(language_dim, PLACES * channels)
+        self.hand = nn.Parameter(torch.randn(channels))
+        self.rays = nn.ModuleList([_perceptron(2, 4) for _ in range(cameras)])
+        self.level = nn.Parameter(torch.zeros(PLACES))  # at which things are looked for, in units of height
+        self.height = nn.Linear(language_dim, PLACES)
+        self.unseen = nn.Parameter(torch.zeros(PLACES))
+        self.spread = nn.Parameter(torch.zeros(cameras, PLACES + 1))
+        self.beside = _perceptron(2 * PLACES + language_dim, 2 * PLACES)
+        last = self.beside[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
+
+    def look(self, images: Tensor) -> Tensor:
+        """What all parts of images uint8 (B, cameras, 3, S, S) look like, (B, channels, N); no word is needed."""
+        count, cameras = images.shape[:2]
+        precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.query.weight.dtype
+        x = F.pixel_unshuffle(images.flatten(0, 1), STRIDE).to(precision) / 127.5 - 1
+        x = self.appearance(x.contiguous(memory_format=torch.channels_last))
+        x = x.reshape(count, cameras, *x.shape[1:])
+        return torch.cat([key(x[:, i]).flatten(2) for i, key in enumerate(self.keys)], 2)
+
+    def forward(self, looks: Tensor, language: Tensor) -> Votes:
+        """Votes for what an instruction's embedding (B, D) names, of what `look` says."""
+        count, channels = looks.shape[:2]
+        query = self.query(language).view(count, PLACES, channels) * (4 / math.sqrt(channels))
+        alike = torch.cat([(query @ looks).float(), self.unseen.expand(count, -1)[..., None]], -1)
+        weight = alike.log_softmax(-1)[..., :-1]
+        foot, aside = self._lines_of_sight()
+        place = (foot + self.level[:, None, None] * aside)[None]
+        height = _MEAN[2] + _SCALE[2] * self.height(language).float()
+        deviation = self._deviation()[:PLACES]
+        things = self.agree(Votes(weight, place, weight.new_zeros(count, PLACES, 2), deviation, height)).detach()
+        beside = _BESIDE * torch.tanh(self.beside(torch.cat([things.flatten(1), language], 1)).float())
+        return Votes(weight, place, beside.view(-1, PLACES, 2), deviation, height)
+
+    def find_hand(self, looks: Tensor, height: Tensor) -> Votes:
+        """Votes for where the hand is, one place; its height (B,) in m is known."""
+        alike = (self.hand * (4 / math.sqrt(len(self.hand)))) @ looks
+        foot, aside = self._lines_of_sight()
+        place = foot + (height[:, None, None] - _MEAN[2]) / _HEIGHT * aside
+        weight = alike.float().log_softmax(-1)[:, None]
+        return Votes(
+            weight, place[:, None], place.new_zeros(len(looks), 1, 2), self._deviation()[PLACES:], height[:, None]
+        )
+
+    def agree(self, votes: Votes) -> Tensor:
+        """Places (B, P, 2): the mean of the votes that agree with the one that most of the strongest agree with."""
+        strength = votes.weight - 2 * votes.deviation.log()
+        with torch.no_grad():
+            top = strength.topk(min(_COMPARED, strength.shape[-1]), -1).indices  # (B, P, K)
+            chosen = votes.place.expand(len(top), -1, -1, -1).gather(2, top[..., None].expand(-1, -1, -1, 2))
+            between = (chosen[:, :, None] - chosen[:, :, :, None]).norm(dim=-1)
+            agreed = (strength.gather(-1, top)[:, :, None] - between / _AGREE).logsumexp(-1)
+            best = chosen.gather(2, agreed.argmax(-1)[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+        share = (strength - votes.apart(best + votes.shift) / votes.deviation).softmax(-1)
+        return (share[..., None] * votes.place).sum(2) + votes.shift
+
+    def places(self, votes: Votes) -> Tensor:
+        """Where most votes are, normalised (B, 6)."""
+        across = self.agree(votes) * _UNIT / votes.place.new_tensor(_SCALE[:2])
+        up = (votes.height - _MEAN[2]) / _SCALE[2]
+        return torch.cat([across, up[..., None]], -1).flatten(1)
+
+    def _lines_of_sight(self) -> tuple[Tensor, Tensor]:
+        """Where each pixel looks at the height of `_MEAN` (N, 2), and how far aside it looks a unit of height above."""
+        with torch.autocast("cpu", enabled=False):
+            lines = torch.cat([ray(self.grid) for ray in self.rays])
+        return lines[:, :2], lines[:, 2:]
+
+    def _deviation(self) -> Tensor:
+        return (_SMALLEST + F.softplus(self.spread - 1)).t().repeat_interleave(len(self.grid), 1)
+
+
+def votes_loss(votes: Votes, places: Tensor) -> Tensor:
+    """Negative log-likelihood of places (B, 6) in m under the votes; a place of NaN does not count."""
+    known, across, up = _told(places)
+    height = F.smooth_l1_loss(votes.height / _SCALE[2], up / _SCALE[2], beta=0.1, reduction="none")
+    return ((_surprise(votes, across) + height) * known).sum() / known.sum().clamp(min=1)
+
+
+def hand_loss(votes: Votes, position: Tensor) -> Tensor:
+    """The same of the hand's votes and its true position (B, 3) in m."""
+    return _surprise(votes, _across(position)[:, None]).mean()
+
+
+def misnamed_loss(votes: Votes, places: Tensor) -> Tensor:
+    """What it costs that votes for things named wrongly are for the true places (B, 6) in m all the same.
+
+    One of the two may be named rightly, so only what is voted for both counts. A place of NaN is left out.
+    """
+    known, across, _ = _told(places)
+    near = torch.sigmoid(_EDGE * (_NEAR - votes.apart(across).detach()))
+    there = torch.where(known, (votes.weight.exp() * near).sum(-1), 1.0).prod(1).clamp(max=0.999)
+    return -(torch.log1p(-there) * known.any(1)).mean()
+
+
+def _surprise(votes: Votes, across: Tensor) -> Tensor:
+    each = votes.weight - votes.apart(across) / votes.deviation - 2 * votes.deviation.log()
+    return -each.logsumexp(-1).clamp(min=-50)
+
+
+def _told(places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of (B, 6) places in m are known (B, 2); where they are across (B, 2, 2), in units, and up (B, 2), in m."""
+    split = places.nan_to_num().view(-1, PLACES, 3)
+    return ~places.isnan().view(-1, PLACES, 3).any(-1), _across(split), split[..., 2]
+
+
+def _across(position: Tensor) -> Tensor:
+    return (position[..., :2] - position.new_tensor(_MEAN[:2])) / _UNIT
+
+
+def _perceptron(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, outputs))
