@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from wvl_ros.checkpoints import find
 from wvl_ros.evaluation.closed_loop import PolicyChoice, Start, evaluate
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.policies.tokenizer import split_words
+from wvl_ros.worlds.tabletop import TabletopWorld
 from wvl_ros.worlds.tasks import TASKS, find_task
 
 SEED = 930_000  # of checks while a policy practises; no evaluation uses it
@@ -34,6 +38,24 @@ def test_improved_is_base_after_practice() -> None:
     ]
     assert any(name.startswith("encoders") for name in changed)
     assert any(name.startswith("head") for name in changed)
+
+
+@pytest.mark.parametrize("name", ["base", "improved"])
+def test_the_words_say_which_of_two_things_is_found(name: str) -> None:
+    policy, swap = SmallPolicy.from_pretrained(find("policy", name)), {"red": "blue", "blue": "red"}
+    right = 0
+    with closing(TabletopWorld("pick_place", 128, 128)) as world:
+        for seed in range(SEED, SEED + 16):
+            observation, info = world.reset(seed=seed, options={"variant": "two_objects"})
+            other = " ".join(swap.get(word, word) for word in info["instruction"].split())
+            inputs = policy.inputs([observation] * 2, [info["instruction"], other])
+            places = policy.network.located(inputs).places
+            assert places is not None
+            found = places[:, :2].numpy() * (0.08, 0.12) + (0.5, 0.0)
+            things = world.table_state().objects[:, :2]  # the named one first
+            nearest = np.linalg.norm(found[:, None] - things, axis=-1).argmin(1)
+            right += int((nearest == (0, 1)).sum())
+    assert right >= 26, f"of 32 things named {right} were found; 16 is chance"
 
 
 def test_improved_succeeds_more_often_than_base() -> None:
