@@ -8,44 +8,75 @@ import pytest
 import torch
 
 from wvl_ros.policies.network import Inputs, PolicyConfig, PolicyNetwork
-from wvl_ros.policies.places import PlaceFinder, Votes, misnamed_loss, normalise_places, votes_loss
+from wvl_ros.policies.places import (
+    Found,
+    PlaceFinder,
+    Votes,
+    hand_loss,
+    misnamed_loss,
+    normalise_places,
+    places_in_metres,
+    relative_places,
+    votes_loss,
+)
 
 PLACES = torch.tensor([[0.5, 0.0, 0.13, 0.58, 0.08, 0.13]])
 CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
 
 
-def votes_at(points: list[tuple[float, float]], weights: list[float]) -> Votes:
-    """One scene's votes, of both places alike, at points in m."""
+def found_at(points: list[tuple[float, float]], weights: list[float], beside: float = 0.0) -> Found:
+    """What one scene's votes at points in m find, both places alike; the tool goes `beside` m from there in x."""
     place = (torch.tensor(points) - torch.tensor([0.5, 0.0])) / 0.08
-    return Votes(
-        torch.tensor(weights).log().expand(1, 2, -1),
-        place.expand(1, 2, -1, 2),
-        torch.zeros(1, 2, 2),
-        torch.full((2, len(points)), 0.1),
-        torch.full((1, 2), 0.13),
+    votes = Votes(
+        torch.tensor(weights).log().expand(1, 2, -1), place.expand(1, 2, -1, 2), torch.full((2, len(points)), 0.1)
     )
+    aside = torch.tensor([beside / 0.08, 0.0]).expand(1, 2, 2)
+    return Found(votes, votes.agree(), aside, torch.full((1, 2), 0.13))
 
 
 def test_votes_for_two_things_are_not_averaged() -> None:
-    finder = PlaceFinder(1, 8, 8, 4)
-    votes = votes_at([(0.45, -0.1), (0.46, -0.1), (0.55, 0.1)], [0.3, 0.3, 0.35])
-    found = finder.places(votes).view(2, 3) * torch.tensor([0.08, 0.12, 0.03]) + torch.tensor([0.5, 0.0, 0.13])
+    found = found_at([(0.45, -0.1), (0.46, -0.1), (0.55, 0.1)], [0.3, 0.3, 0.35])
     # The strongest single vote is for another thing, but two agree on this one.
-    assert torch.allclose(found, torch.tensor([0.455, -0.1, 0.13]).expand(2, 3), atol=6e-3)
+    there = torch.tensor([0.455, -0.1, 0.13])
+    assert torch.allclose(places_in_metres(found.places), there.expand(1, 2, 3), atol=6e-3)
+
+
+def test_the_tool_may_go_beside_what_is_voted_for() -> None:
+    found = found_at([(0.45, -0.1)], [0.9], beside=-0.07)
+    told = torch.tensor([[0.38, -0.1, 0.13] * 2])
+    assert torch.allclose(places_in_metres(found.places).flatten(1), told, atol=1e-5)
+    assert votes_loss(found, told) < votes_loss(found_at([(0.45, -0.1)], [0.9]), told)
+    assert misnamed_loss(found, told) > 1
+    relative = relative_places(found.places, torch.tensor([[0.38, -0.05, 0.33]]))
+    assert torch.allclose(relative, torch.tensor([[0.0, -1.0, -4.0] * 2]), atol=1e-4)
+
+
+def test_the_hand_teaches_along_which_line_a_pixel_looks() -> None:
+    torch.manual_seed(0)
+    finder = PlaceFinder(1, 8, 8, 4)
+    looks, height = torch.randn(2, 8, 16), torch.tensor([0.13, 0.25])
+    votes = finder.find_hand(looks, height)
+    foot, aside = finder._lines_of_sight()
+    assert torch.allclose(votes.place[0, 0], foot, atol=1e-5)
+    assert torch.allclose(votes.place[1, 0], foot + aside, atol=1e-5)  # a unit of height above: 12 cm
+    hand_loss(votes, torch.rand(2, 3)).backward()
+    grown = {name for name, p in finder.named_parameters() if p.grad is not None and bool(p.grad.abs().sum())}
+    assert {"hand", "rays.0.0.weight", "spread"} <= grown
+    assert "query.weight" not in grown
 
 
 def test_votes_cost_the_less_the_nearer_they_are() -> None:
-    costs = [float(votes_loss(votes_at([(x, 0.0)], [0.9]), PLACES[:, [0, 1, 2, 0, 1, 2]])) for x in (0.5, 0.52, 0.6)]
+    costs = [float(votes_loss(found_at([(x, 0.0)], [0.9]), PLACES[:, [0, 1, 2, 0, 1, 2]])) for x in (0.5, 0.52, 0.6)]
     assert costs[0] < costs[1] < costs[2]
     half = PLACES.clone()
     half[:, 3:] = math.nan
-    assert votes_loss(votes_at([(0.5, 0.0)], [0.9]), half) == pytest.approx(costs[0])
-    assert votes_loss(votes_at([(0.5, 0.0)], [0.9]), half * math.nan) == 0
+    assert votes_loss(found_at([(0.5, 0.0)], [0.9]), half) == pytest.approx(costs[0])
+    assert votes_loss(found_at([(0.5, 0.0)], [0.9]), half * math.nan) == 0
 
 
 def test_only_votes_for_all_that_was_meant_are_misnamed() -> None:
-    both, none = PLACES[:, [0, 1, 2, 0, 1, 2]], votes_at([(0.7, 0.3)], [0.9])
-    there = votes_at([(0.5, 0.0)], [0.9])
+    both, none = PLACES[:, [0, 1, 2, 0, 1, 2]], found_at([(0.7, 0.3)], [0.9])
+    there = found_at([(0.5, 0.0)], [0.9])
     assert misnamed_loss(there, both) > 1
     assert misnamed_loss(none, both) < 0.01
     assert misnamed_loss(there, PLACES) < 0.01  # one place of two is what it was

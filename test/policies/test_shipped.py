@@ -10,6 +10,7 @@ import torch
 
 from wvl_ros.checkpoints import find
 from wvl_ros.evaluation.closed_loop import PolicyChoice, Start, evaluate
+from wvl_ros.policies.places import places_in_metres
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.policies.tokenizer import split_words
 from wvl_ros.worlds.tabletop import TabletopWorld
@@ -51,7 +52,7 @@ def test_the_words_say_which_of_two_things_is_found(name: str) -> None:
             inputs = policy.inputs([observation] * 2, [info["instruction"], other])
             places = policy.network.located(inputs).places
             assert places is not None
-            found = places[:, :2].numpy() * (0.08, 0.12) + (0.5, 0.0)
+            found = places_in_metres(places)[:, 0, :2].numpy()
             things = world.table_state().objects[:, :2]  # the named one first
             nearest = np.linalg.norm(found[:, None] - things, axis=-1).argmin(1)
             right += int((nearest == (0, 1)).sum())
@@ -59,7 +60,7 @@ def test_the_words_say_which_of_two_things_is_found(name: str) -> None:
 
 
 def test_improved_succeeds_more_often_than_base() -> None:
-    # In evaluations 60 and 84 % of such scenes.
+    # In evaluations (seeds from 2,800,000) 63 and 77 % of such scenes.
     starts = [Start("pick_place", SEED + i, "single") for i in range(20)]
     base, improved = (
         sum(result.success for result in evaluate(PolicyChoice(find("policy", name)), starts))

@@ -56,6 +56,24 @@ def test_a_policy_gets_better_at_what_is_rewarded(
     assert "divergence" in lines
 
 
+def test_practice_leaves_what_is_searched_for_alone(
+    left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    cameras = ("exterior_image_1_left", "wrist_image_left")
+    config = PolicyConfig(
+        cameras=cameras, place_channels=8, channels=8, keypoints=4, hidden=32, offset_std=0.1, ripple_std=0.03
+    )
+    policy = SmallPolicy(config)
+    before = {name: tensor.clone() for name, tensor in policy.network.state_dict().items()}
+    arena = ImaginedArena(left_of(0.3), "tabletop")
+    GRPOTrainer(policy, arena, entries, replace(SETTINGS, updates=2), tmp_path / "out").fit()
+    changed = {name for name, tensor in policy.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any(name.startswith("head.") for name in changed)
+    assert any(name.startswith("encoders.") for name in changed)
+    assert not [name for name in changed if name.startswith(("finder.", "names."))]
+
+
 def test_what_is_not_explored_is_held(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:
     def gripper(network: torch.nn.Module) -> torch.Tensor:
         practice = ImaginedArena(left_of(0.3), "tabletop").practise(

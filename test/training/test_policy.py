@@ -105,6 +105,7 @@ def test_bad_settings_are_named(data: Path, tmp_path: Path) -> None:
         ("batch_size: 0", "batch_size must be positive"),
         ("batch_size: many", "wrong type"),
         ("word_dropout: 1.5", "word_dropout must be in"),
+        ("opposites: [[red]]", "opposites must be pairs of words"),
         ("[1, 2]", "should be a mapping"),
         ("a: [", "cannot be read"),
     ):

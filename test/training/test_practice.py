@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,16 +35,17 @@ def test_a_batch_of_chunks_is_commanded_as_one_by_one() -> None:
         assert np.array_equal(poses[row, :, 6], one[:, 6])
 
 
-def test_what_is_kept_of_a_rollout(make_episode: Callable[..., Episode]) -> None:
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_what_is_kept_of_a_rollout(name: str, make_episode: Callable[..., Episode]) -> None:
     model = load_world_model(find("world_model", "small"))
     worlds = Recorder(imagination(model))
-    policy = SmallPolicy.from_pretrained(find("policy", "small"))
+    policy = SmallPolicy.from_pretrained(find("policy", name))
     episode = make_episode(steps=13)
     start = find_start(episode, 0, worlds, "tabletop", task="push")
     practice = practise(policy, worlds, [start] * 3, [0, 1, 2], 1.0, torch.Generator().manual_seed(0))
     count, decisions, size = practice.counts.shape
     assert (count, size) == (3, policy.chunk_size)
-    assert decisions <= 10  # 60 steps of a push, 6 a decision
+    assert decisions <= 60 // policy.execute_steps  # 60 steps of a push
     told = [max(episode.extra["success_probability"]) for episode in worlds.episodes([0, 1, 2], [start] * 3)]
     assert practice.chance.tolist() == pytest.approx(
         [1.0 if s else c for s, c in zip(practice.success, told, strict=True)], abs=1e-4
@@ -52,6 +54,13 @@ def test_what_is_kept_of_a_rollout(make_episode: Callable[..., Episode]) -> None
     assert int(executed.max()) <= 60
     assert not practice.counts[:, :, policy.execute_steps :].any()
     assert practice.counts[:, 0, : policy.execute_steps].all()
+    # What it found then is not searched for again, and is what it would find.
+    rows, moments = practice.counts.any(2).nonzero(as_tuple=True)
+    inputs = practice.inputs(rows, moments)
+    assert (inputs.places is None) == (policy.config.place_channels == 0)
+    with torch.inference_mode():
+        again = policy.network(replace(inputs, places=None))
+        assert torch.allclose(policy.network(inputs).mean, again.mean, atol=1e-4)
     # An end does not come back to life.
     active = practice.counts[:, :, 0].int()
     assert bool((active[:, 1:] <= active[:, :-1]).all())

@@ -40,15 +40,16 @@ def arena() -> Iterator[TabletopArena]:
         yield arena
 
 
+@pytest.mark.parametrize("name", ["small", "base"])
 def test_a_deployed_policy_does_there_what_it_does_in_an_evaluation(
-    arena: TabletopArena, starts: list[Beginning]
+    name: str, arena: TabletopArena, starts: list[Beginning]
 ) -> None:
-    evaluator = Evaluator(PolicyChoice(find("policy", "small")))
+    evaluator = Evaluator(PolicyChoice(find("policy", name)))
     expected = [evaluator.run(Start("pick_place", seed)) for seed in SEEDS]
-    policy = SmallPolicy.from_pretrained(find("policy", "small"))
+    policy = SmallPolicy.from_pretrained(find("policy", name))
     practice = arena.practise(policy, starts, [0, 0, 0], 0.0, torch.Generator())
     assert practice.success.tolist() == [result.success and result.steps <= 60 for result in expected]
-    assert practice.success.any()
+    assert practice.success.any() or name != "small"
     steps = practice.counts.sum((1, 2)).tolist()
     assert steps == [min(60, result.steps) for result in expected]
 

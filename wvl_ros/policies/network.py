@@ -13,8 +13,8 @@ from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.policies.places import (
     PLACES,
     STRIDE,
+    Found,
     PlaceFinder,
-    Votes,
     hand_loss,
     misnamed_loss,
     normalise_places,
@@ -130,10 +130,10 @@ class Inputs:
 
 
 class Seen(NamedTuple):
-    """What the cameras' pixels say, where places are voted for: see `PlaceFinder`."""
+    """What the fixed cameras see, where places are searched for: see `PlaceFinder.look` and `Found`."""
 
     looks: Tensor
-    votes: Votes
+    found: Found
 
 
 class Context(NamedTuple):
@@ -152,6 +152,7 @@ class Outputs:
         mean: (B, T, 6) normalised Cartesian velocities relative to the last commanded pose.
         gripper: (B, T) logits of closing.
         places: (B, 6) key places in normalised coordinates, see `normalise_places`.
+        seen: what they were found by, of a network that has just searched for them.
     """
 
     mean: Tensor
@@ -250,12 +251,12 @@ class PolicyNetwork(nn.Module):
         else:
             seen = self.search(inputs)
             # Only what says where things are teaches to see them: taught by the actions too, it learns by heart.
-            places = self.finder.places(seen.votes).detach()
+            places = seen.found.places
         relative = relative_places(places, position)
         return Context(torch.cat([trunk, state, language, places, relative], 1), places, seen)
 
     def search(self, inputs: Inputs) -> Seen:
-        """What the fixed cameras' pixels vote for."""
+        """What is found in the views of the fixed cameras."""
         looks = self.finder.look(inputs.images[:, self.searched])
         return Seen(looks, self.finder(looks, self.names(inputs.words)))
 
@@ -263,7 +264,7 @@ class PolicyNetwork(nn.Module):
         """A batch whose places need not be searched for again, until what votes for them has learned something."""
         if not self.searched:
             return inputs
-        return replace(inputs, places=self.finder.places(self.search(inputs).votes).detach())
+        return replace(inputs, places=self.search(inputs).found.places)
 
     def looking_losses(self, seen: Seen, state: Tensor, places: Tensor, wrong: Tensor) -> dict[str, Tensor]:
         """What teaches to see apart from the task, of a batch's states (B, 10) and true key places (B, 6) in m.
@@ -302,7 +303,7 @@ def behaviour_loss(outputs: Outputs, actions: Tensor, places: Tensor) -> dict[st
 
 def finding_loss(known: Context | Outputs, places: Tensor) -> Tensor:
     """What it costs that key places (B, 6) in m were not found: of the votes for them, or of what was guessed."""
-    return places_loss(known.places, places) if known.seen is None else votes_loss(known.seen.votes, places)
+    return places_loss(known.places, places) if known.seen is None else votes_loss(known.seen.found, places)
 
 
 def places_loss(found: Tensor, places: Tensor) -> Tensor:

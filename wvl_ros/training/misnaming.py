@@ -15,6 +15,14 @@ from torch import Tensor
 OPPOSITES = (("red", "blue"), ("yellow", "green"))  # of the tabletop's things
 
 
+PAIRS = "pairs of words, such as [[red, blue]]"
+
+
+def are_pairs(pairs: Sequence[Sequence[str]]) -> bool:
+    """Whether settings are `PAIRS`."""
+    return all(len(pair) == 2 and not isinstance(pair, str) for pair in pairs)
+
+
 def add_opposites(parser: argparse.ArgumentParser) -> None:
     """Declares `--opposites`."""
     parser.add_argument(

@@ -57,6 +57,11 @@ class Practice:
         return Inputs(self.images[rows, decisions], self.state[rows, decisions], self.words[rows], found)
 
 
+def kept_places(inputs: Inputs) -> Tensor:
+    """What a `Practice` keeps of where things were found at a decision, (B, 6) or (B, 0)."""
+    return inputs.state[:, :0] if inputs.places is None else inputs.places
+
+
 def join(parts: Sequence[Practice]) -> Practice:
     """All rollouts of some practices; the shorter ones are filled up with decisions that do not count."""
     longest = max(part.state.shape[1] for part in parts)
@@ -65,12 +70,11 @@ def join(parts: Sequence[Practice]) -> Practice:
         missing = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
         return torch.cat([tensor, missing], 1)
 
-    timed = TIMED
     columns = {
         field.name: [getattr(part, field.name) for part in parts] for field in fields(Practice)
     }  # fmt: skip
     return Practice(
-        **{name: torch.cat([filled(t) if name in timed else t for t in column]) for name, column in columns.items()}
+        **{name: torch.cat([filled(t) if name in TIMED else t for t in column]) for name, column in columns.items()}
     )
 
 
@@ -120,7 +124,7 @@ def practise(
         actions, log_probs = choose(policy, inputs, temperature, generator)
         columns["images"].append(inputs.images)
         columns["state"].append(inputs.state)
-        columns["places"].append(inputs.state[:, :0] if inputs.places is None else inputs.places)
+        columns["places"].append(kept_places(inputs))
         columns["actions"].append(actions)
         columns["log_probs"].append(log_probs)
         poses = command(imagination.kinematics, actions.clamp(-1, 1))

@@ -17,7 +17,7 @@ from wvl_ros.policies.flow import flow_loss
 from wvl_ros.policies.network import Inputs, PolicyConfig, behaviour_loss
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.training import checkpointing
-from wvl_ros.training.misnaming import Misnaming
+from wvl_ros.training.misnaming import OPPOSITES, PAIRS, Misnaming, are_pairs
 from wvl_ros.training.samples import Samples, even_chances
 from wvl_ros.training.settings import read_settings, require
 from wvl_ros.world_model.rollout import has_bfloat16
@@ -35,6 +35,8 @@ class TrainConfig:
         batch_size, learning_rate, weight_decay, clip_norm: of AdamW; many small steps beat few large ones.
         warmup_steps: the learning rate rises over so many steps, then falls to 2 % by a cosine.
         word_dropout: share of words shown as `<unk>`, so that an unknown word does no harm.
+        opposites: pairs of words of which an instruction means one and not the other: a policy that searches for what
+            is named (`place_channels`) learns that by the other word it is not.
         save_every: seconds between saves of the training state.
         seed: of the weights and the batches.
         policy: what is trained, where no earlier checkpoint says it.
@@ -46,6 +48,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     warmup_steps: int = 100
     word_dropout: float = 0.05
+    opposites: list[list[str]] = field(default_factory=lambda: [list(pair) for pair in OPPOSITES])
     save_every: float = 30.0
     seed: int = 0
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -54,6 +57,7 @@ class TrainConfig:
         positive = ("batch_size", "learning_rate", "clip_norm", "warmup_steps", "save_every")
         require(self, positive, lambda x: x > 0, "positive", "The training's")
         require(self, ("word_dropout",), lambda x: 0 <= x < 1, "in 0..1", "The training's")
+        require(self, ("opposites",), are_pairs, PAIRS, "The training's")
 
     @classmethod
     def from_yaml(cls, path: Path) -> TrainConfig:
@@ -91,7 +95,8 @@ class SupervisedTrainer:
             self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
         )
         self.step, self.elapsed = 0, 0.0
-        naming = Misnaming()
+        naming = Misnaming(config.opposites)
+        # By what no name is given of a thing, it is not named either.
         self._others = [naming.all(text) or [""] for text in samples.instructions]
         self._until = np.cumsum(even_chances(samples) if chances is None else chances)
         if (out / STATE_FILE).exists():
@@ -180,12 +185,8 @@ class SupervisedTrainer:
         others = [self._others[i] for i in self.samples.instruction[rows]]
         wrong = self.policy.tokenizer.encode([texts[rng.integers(len(texts))] for texts in others])
         samples = self.samples
-        return (
-            Inputs(inputs.images, inputs.state, words),
-            samples.actions[rows],
-            samples.places[rows],
-            torch.from_numpy(wrong),
-        )
+        seen = Inputs(inputs.images, inputs.state, words)
+        return seen, samples.actions[rows], samples.places[rows], torch.from_numpy(wrong)
 
     def _log(self, losses: dict[str, float]) -> None:
         line = {"step": self.step, "elapsed": round(self.elapsed, 2)} | {k: round(v, 5) for k, v in losses.items()}

@@ -18,7 +18,7 @@ from wvl_ros.policies.noise import ChunkNoise
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.collect import STEPS
 from wvl_ros.training.arena import Beginning
-from wvl_ros.training.practice import TIMED, Practice, choose, join
+from wvl_ros.training.practice import TIMED, Practice, choose, join, kept_places
 from wvl_ros.worlds import droid
 from wvl_ros.worlds.recorded import commanded_poses
 
@@ -145,10 +145,9 @@ def _rollout(policy: SmallPolicy, job: _Job, temperature: float, generator: torc
             success, ended = success or terminated, terminated or truncated
             if ended:
                 break
-        found = inputs.state[:, :0] if inputs.places is None else inputs.places
-        decision = (inputs.images, inputs.state, found, actions, log_probs, counts)
-        images, state, found, actions, log_probs, counts = (part[:, None] for part in decision)
+        decision = (inputs.images, inputs.state, kept_places(inputs), actions, log_probs, counts)
+        images, state, places, actions, log_probs, counts = (part[:, None] for part in decision)
         ending = torch.tensor([success])
-        parts.append(Practice(images, state, found, inputs.words, actions, log_probs, counts, ending, ending.float()))
+        parts.append(Practice(images, state, places, inputs.words, actions, log_probs, counts, ending, ending.float()))
     columns = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in TIMED}
     return replace(parts[-1], **columns)

@@ -12,7 +12,7 @@ import torch
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.training.frame_cache import KINDS, FrameCache
-from wvl_ros.training.misnaming import OPPOSITES
+from wvl_ros.training.misnaming import OPPOSITES, PAIRS, are_pairs
 from wvl_ros.training.settings import read_yaml, require
 from wvl_ros.world_model.instruction import UNKNOWN, collect_vocabulary
 from wvl_ros.world_model.model import WorldModel
@@ -113,10 +113,7 @@ class WorldModelTraining:
         require(self, ("ema",), lambda x: 0 <= x < 1, "in 0..1", of)
         require(self, ("reward_fit_share",), lambda x: x <= 0.9, "at most 0.9", of)
         require(self, ("patience",), lambda n: n >= 0, "0 or more", of)
-        pair = "pairs of words, such as [[red, blue]]"
-        require(
-            self, ("opposites",), lambda pairs: all(len(p) == 2 and not isinstance(p, str) for p in pairs), pair, of
-        )
+        require(self, ("opposites",), are_pairs, PAIRS, of)
         unknown = set(self.outcomes) - set(KINDS)
         if unknown:
             raise ConfigError(f"There is no outcome '{min(unknown)}'; outcomes are {', '.join(KINDS)}.")
