@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from wvl_ros.checkpoints import find
 from wvl_ros.errors import CheckpointError, ConfigError, EpisodeError, UnknownNameError
+from wvl_ros.policies.network import Inputs
 from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.policies.tokenizer import WordTokenizer
 from wvl_ros.sans.collect import collect_episode
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training import policy as training
@@ -61,7 +64,7 @@ def test_it_learns_and_writes_a_checkpoint(data: Path, config: Path, tmp_path: P
     training.show(result)
 
 
-@pytest.mark.parametrize("settings", [SMALL, SEARCHING])
+@pytest.mark.parametrize("settings", [SMALL, SEARCHING, SEARCHING + "search_share: 0.75\n"])
 def test_a_stopped_training_goes_on_exactly(
     settings: str, data: Path, config: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -106,6 +109,7 @@ def test_bad_settings_are_named(data: Path, tmp_path: Path) -> None:
         ("batch_size: many", "wrong type"),
         ("word_dropout: 1.5", "word_dropout must be in"),
         ("opposites: [[red]]", "opposites must be pairs of words"),
+        ("search_share: 1.0", "search_share must be in"),
         ("[1, 2]", "should be a mapping"),
         ("a: [", "cannot be read"),
     ):
@@ -123,17 +127,48 @@ def test_the_shipped_configuration_is_the_default() -> None:
     assert training.TrainConfig.from_yaml(path) == training.TrainConfig()
 
 
-def test_a_policy_that_searches_learns_where_its_cameras_look(data: Path, tmp_path: Path) -> None:
+def test_a_policy_that_searches_learns_where_its_cameras_look_and_then_to_act(data: Path, tmp_path: Path) -> None:
     shipped = training.TrainConfig.from_yaml(Path(__file__).parents[2] / "config" / "policy_searching.yaml")
     assert shipped.policy.place_channels > 0
-    config = tmp_path / "searching.yaml"
-    config.write_text(SEARCHING)
+    config, halved = tmp_path / "searching.yaml", tmp_path / "halved.yaml"
+    config.write_text(SEARCHING + "search_share: 0.5\n")
     out = tmp_path / "out"
-    result = train("--data", data, "--out", out, "--config", config, "--steps", 300)
-    assert set(result["losses"]) == {"velocity", "gripper", "places", "hand", "misnamed", "loss"}
-    first, *_, last = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
-    assert last["hand"] < first["hand"] - 0.5
-    assert last["places"] < first["places"] - 0.5
+    result = train("--data", data, "--out", out, "--config", config, "--steps", 600)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    searching, acting = lines[:3], lines[3:]
+    assert {"places", "hand", "misnamed", "loss"} < set(searching[0])
+    assert searching[-1]["hand"] < searching[0]["hand"] - 0.5
+    assert searching[-1]["places"] < searching[0]["places"] - 0.5
+    assert set(result["losses"]) == {"velocity", "gripper", "places", "loss"}
+    assert acting[-1]["loss"] < 0.8 * acting[0]["loss"]
+    # What finds the places is not changed any more by what is done there.
+    halved.write_text(SEARCHING + "search_share: 0.75\n")
+    train("--data", data, "--out", tmp_path / "shorter", "--config", halved, "--steps", 400)
+    networks = [SmallPolicy.from_pretrained(folder).network for folder in (out, tmp_path / "shorter")]
+    finders, heads = ([getattr(network, part).state_dict() for network in networks] for part in ("finder", "head"))
+    assert all(torch.equal(finders[0][name], finders[1][name]) for name in finders[0])
+    assert any(not torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+
+
+def test_what_teaches_to_find_need_not_be_what_teaches_to_act(data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "searching.yaml"
+    config.write_text(SEARCHING + "search_share: 0.5\nword_dropout: 0\n")
+    settings = training.TrainConfig.from_yaml(config)
+    policy, samples = training._prepare(None, settings, [data])
+    named: dict[str, set[int]] = {"finding": set(), "acting": set()}
+    chances = np.zeros((2, len(samples)))
+    chances[0, samples.task == 0] = chances[1, samples.task == 1] = 1.0
+    trainer = training.SupervisedTrainer(policy, samples, settings, tmp_path / "out", *chances)
+    inputs = samples.inputs
+
+    def watch(rows: np.ndarray, tokenizer: WordTokenizer) -> Inputs:
+        if len(rows) == settings.batch_size:  # not those whose places are looked up between the two
+            named["finding" if trainer.searched == trainer.step + 1 else "acting"] |= set(samples.task[rows])
+        return inputs(rows, tokenizer)
+
+    samples.inputs = watch  # type: ignore[method-assign]
+    trainer.fit(steps=6)
+    assert named == {"finding": {1}, "acting": {0}}
 
 
 def test_a_flow_head_is_trained_by_the_same_command_but_not_by_grpo(data: Path, tmp_path: Path) -> None:

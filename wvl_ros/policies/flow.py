@@ -11,7 +11,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from wvl_ros.policies.network import Context, PolicyNetwork, finding_loss
+from wvl_ros.policies.network import Context, PolicyNetwork, places_loss
 
 _BODY_SCALE = 0.4  # normalised velocities are about so large
 
@@ -33,7 +33,7 @@ def flow_loss(
     along = time[:, None, None]
     velocity = network.velocity(known, along * noise + (1 - along) * target, time)
     gap = (velocity - (noise - target)).square().mean(-1)
-    terms = {"flow": (gap * told).sum() / told.sum().clamp(min=1), "places": finding_loss(known, places)}
+    terms = {"flow": (gap * told).sum() / told.sum().clamp(min=1), "places": places_loss(known.places, places)}
     return terms | {"loss": terms["flow"] + terms["places"]}
 
 

@@ -19,7 +19,6 @@ from wvl_ros.policies.places import (
     misnamed_loss,
     normalise_places,
     relative_places,
-    votes_loss,
 )
 from wvl_ros.policies.tokenizer import PAD, UNKNOWN
 from wvl_ros.policies.vision import KeypointEncoder
@@ -49,8 +48,8 @@ class PolicyConfig:
         image_size: side in pixels to which images are averaged.
         patch: side of the pixel patches that the first convolution sees.
         channels, layers, keypoints: of each camera's encoder.
-        place_channels: of what looks for key places, in the exterior cameras (see `places`), which are then for nothing
-            else; 0: the places are guessed from keypoints of all cameras.
+        place_channels: of what looks for key places, in all cameras (see `places`); those that stand still are then for
+            nothing else. 0: the places are guessed from keypoints of all cameras.
         hidden: width of the head.
         language_dim: width of word vectors and of the instruction's embedding.
         chunk_size: actions in a chunk. execute_steps: how many of them to execute before the next one.
@@ -130,7 +129,7 @@ class Inputs:
 
 
 class Seen(NamedTuple):
-    """What the fixed cameras see, where places are searched for: see `PlaceFinder.look` and `Found`."""
+    """What the cameras see, where places are searched for: see `PlaceFinder.look` and `Found`."""
 
     looks: Tensor
     found: Found
@@ -141,7 +140,6 @@ class Context(NamedTuple):
 
     features: Tensor
     places: Tensor
-    seen: Seen | None = None
 
 
 @dataclass
@@ -152,13 +150,11 @@ class Outputs:
         mean: (B, T, 6) normalised Cartesian velocities relative to the last commanded pose.
         gripper: (B, T) logits of closing.
         places: (B, 6) key places in normalised coordinates, see `normalise_places`.
-        seen: what they were found by, of a network that has just searched for them.
     """
 
     mean: Tensor
     gripper: Tensor
     places: Tensor
-    seen: Seen | None = None
 
 
 class LanguageEncoder(nn.Module):
@@ -195,7 +191,7 @@ class PolicyNetwork(nn.Module):
         votes = config.place_channels > 0
         fixed = [is_fixed(camera) for camera in config.cameras]
         self.pointed = [i for i, still in enumerate(fixed) if not (votes and still)]  # cameras read as keypoints
-        self.searched = [i for i, still in enumerate(fixed) if votes and still]
+        self.searches = votes
         self.encoders = nn.ModuleList(
             [
                 KeypointEncoder(config.image_size, config.patch, config.channels, config.keypoints, config.layers, dim)
@@ -206,7 +202,7 @@ class PolicyNetwork(nn.Module):
         self.trunk = nn.Sequential(nn.Linear(features, hidden), nn.SiLU())
         if votes:
             self.names = LanguageEncoder(len(config.vocabulary), dim)  # practice must not change what is looked for
-            self.finder = PlaceFinder(len(self.searched), config.image_size, config.place_channels, dim)
+            self.finder = PlaceFinder(fixed, config.image_size, config.place_channels, dim)
         else:
             self.places = nn.Sequential(nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, PLACE_DIM))
         known = hidden + STATE_DIM + dim + 2 * PLACE_DIM
@@ -226,7 +222,7 @@ class PolicyNetwork(nn.Module):
         known = self.context(inputs)
         out = self.head(known.features).float()
         out = out.view(len(out), self.chunk_size, 7)
-        return Outputs(mean=out[..., :6], gripper=out[..., 6], places=known.places, seen=known.seen)
+        return Outputs(mean=out[..., :6], gripper=out[..., 6], places=known.places)
 
     def velocity(self, known: Context, noisy: Tensor, time: Tensor) -> Tensor:
         """Of a flow head: where noisy chunks (B, T, 7) come from at times (B,), 1 noise .. 0 action; (B, T, 7)."""
@@ -243,38 +239,40 @@ class PolicyNetwork(nn.Module):
         position = inputs.state[:, :3]
         state = torch.cat([(position - self.position_mean) / self.position_scale, inputs.state[:, 3:]], 1)
         trunk = self.trunk(torch.cat([*(feature.float() for feature in points), state, language], 1))
-        seen = None
-        if not self.searched:
+        if not self.searches:
             places = self.places(trunk).float()
         elif inputs.places is not None:
             places = inputs.places
         else:
-            seen = self.search(inputs)
             # Only what says where things are teaches to see them: taught by the actions too, it learns by heart.
-            places = seen.found.places
+            places = self.search(inputs).found.places
         relative = relative_places(places, position)
-        return Context(torch.cat([trunk, state, language, places, relative], 1), places, seen)
+        return Context(torch.cat([trunk, state, language, places, relative], 1), places)
 
     def search(self, inputs: Inputs) -> Seen:
-        """What is found in the views of the fixed cameras."""
-        looks = self.finder.look(inputs.images[:, self.searched])
-        return Seen(looks, self.finder(looks, self.names(inputs.words)))
+        """What is found in the cameras' views."""
+        looks = self.finder.look(inputs.images)
+        return Seen(looks, self.finder(looks, self.names(inputs.words), inputs.state))
 
     def located(self, inputs: Inputs) -> Inputs:
         """A batch whose places need not be searched for again, until what votes for them has learned something."""
-        if not self.searched:
+        if not self.searches:
             return inputs
         return replace(inputs, places=self.search(inputs).found.places)
+
+    def finding_parameters(self) -> list[nn.Parameter]:
+        """The parameters of what searches for key places; none where they are guessed."""
+        return [*self.finder.parameters(), *self.names.parameters()] if self.searches else []
 
     def looking_losses(self, seen: Seen, state: Tensor, places: Tensor, wrong: Tensor) -> dict[str, Tensor]:
         """What teaches to see apart from the task, of a batch's states (B, 10) and true key places (B, 6) in m.
 
         'hand': where the hand is seen. 'misnamed': the places are not what other words (B, L) name.
         """
-        position = state[:, :3]
+        position, misnamed = state[:, :3], self.finder(seen.looks, self.names(wrong), state)
         return {
             "hand": hand_loss(self.finder.find_hand(seen.looks, position[:, 2]), position),
-            "misnamed": misnamed_loss(self.finder(seen.looks, self.names(wrong)), places),
+            "misnamed": misnamed_loss(misnamed, seen.found, places, (wrong == 0).all(1)),
         }
 
 
@@ -296,14 +294,9 @@ def behaviour_loss(outputs: Outputs, actions: Tensor, places: Tensor) -> dict[st
     velocity = F.smooth_l1_loss(outputs.mean, actions[..., :6], beta=0.1, reduction="none").mean(-1)
     gripper = F.binary_cross_entropy_with_logits(outputs.gripper, closed, reduction="none")
     terms = {"velocity": (velocity * known).sum() / count, "gripper": (gripper * known).sum() / count}
-    terms["places"] = finding_loss(outputs, places)
+    terms["places"] = places_loss(outputs.places, places)
     terms["loss"] = 6 * terms["velocity"] + terms["gripper"] + terms["places"]
     return terms
-
-
-def finding_loss(known: Context | Outputs, places: Tensor) -> Tensor:
-    """What it costs that key places (B, 6) in m were not found: of the votes for them, or of what was guessed."""
-    return places_loss(known.places, places) if known.seen is None else votes_loss(known.seen.found, places)
 
 
 def places_loss(found: Tensor, places: Tensor) -> Tensor:

@@ -1,23 +1,25 @@
 """Where the things are that an instruction names: every small part of an image votes for a place, by its looks.
 
-The place of a vote depends on where in the image it is cast, and nothing else; its weight on the 6 by 6 pixels around
-it and on the words. So scenes cannot be learned by heart, and some dozen demonstrations tell what the words mean. Along
-which line a pixel looks, the arm's own hand teaches: where that is, is known in every frame.
+The place of a vote depends on where in the image it is cast (and on where the camera is carried, see `sight`), and
+nothing else; its weight on the 6 by 6 pixels around it and on the words. So scenes cannot be learned by heart, and some
+dozen demonstrations tell what the words mean. Along which line a pixel looks, the arm's own hand teaches: where that
+is, is known in every frame.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wvl_ros.policies.sight import CENTER, HAND_HEIGHT, UNIT, CarriedSight, FixedSight, across, perceptron
+
 PLACES = 2  # flange positions where the tool goes to work, and where it ends
-_MEAN, _SCALE = (0.5, 0.0, 0.13), (0.08, 0.12, 0.03)  # m
-_UNIT = 0.08  # m, in which votes are counted
-_HEIGHT = 0.12  # m, unit of heights along a line of sight
+_MEAN, _SCALE = (*CENTER, HAND_HEIGHT), (0.08, 0.12, 0.03)  # m
 STRIDE = 2  # pixels that one vote is for, each way
 _COLORS = 48
 _COMPARED, _AGREE = 16, 0.3  # votes compared with each other; those within 2.4 cm are for the same thing
@@ -31,7 +33,7 @@ class Votes(NamedTuple):
 
     Attributes:
         weight: (B, P, N) log-probabilities; what is missing to 1 is that it is not to be seen.
-        place: (B or 1, P, N, 2) x, y of each vote. deviation: (P, N).
+        place: (B, P, N, 2) x, y of each vote. deviation: (P, N).
     """
 
     weight: Tensor
@@ -46,7 +48,7 @@ class Votes(NamedTuple):
         """Places (B, P, 2): the mean of the votes that agree with the one that most of the strongest agree with."""
         strength = self.weight - 2 * self.deviation.log()
         top = strength.topk(min(_COMPARED, strength.shape[-1]), -1).indices  # (B, P, K)
-        chosen = self.place.expand(len(top), -1, -1, -1).gather(2, top[..., None].expand(-1, -1, -1, 2))
+        chosen = self.place.gather(2, top[..., None].expand(-1, -1, -1, 2))
         between = (chosen[:, :, None] - chosen[:, :, :, None]).norm(dim=-1)
         agreed = (strength.gather(-1, top)[:, :, None] - between / _AGREE).logsumexp(-1)
         best = chosen.gather(2, agreed.argmax(-1)[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
@@ -70,8 +72,8 @@ class Found(NamedTuple):
     @property
     def places(self) -> Tensor:
         """Key places (B, 6), normalised; no gradient."""
-        across = _UNIT * (self.things + self.beside) + self.things.new_tensor(_MEAN[:2])
-        return normalise_places(torch.cat([across, self.height[..., None]], -1).flatten(1)).detach()
+        there = UNIT * (self.things + self.beside) + self.things.new_tensor(CENTER)
+        return normalise_places(torch.cat([there, self.height[..., None]], -1).flatten(1)).detach()
 
 
 def normalise_places(places: Tensor) -> Tensor:
@@ -97,11 +99,18 @@ class _Norm(nn.LayerNorm):
 
 
 class PlaceFinder(nn.Module):
-    """Finds by the votes of fixed cameras' pixels."""
+    """Finds by the votes of all cameras' pixels.
+
+    Args:
+        fixed: of each camera, whether it stands still; the others are on the hand.
+        size: side of the images in pixels.
+        channels: of what pixels look like.
+        language_dim: of an instruction's embedding.
+    """
 
     grid: Tensor
 
-    def __init__(self, cameras: int, size: int, channels: int, language_dim: int) -> None:
+    def __init__(self, fixed: Sequence[bool], size: int, channels: int, language_dim: int) -> None:
         super().__init__()
         line = torch.linspace(-1, 1, size // STRIDE)
         rows, columns = torch.meshgrid(line, line, indexing="ij")
@@ -110,15 +119,14 @@ class PlaceFinder(nn.Module):
         nn.init.kaiming_normal_(colors.weight, nonlinearity="linear")
         nn.init.kaiming_normal_(around.weight)
         self.appearance = nn.Sequential(colors, nn.GELU(), _Norm(_COLORS), around, nn.GELU(), _Norm(channels))
-        self.keys = nn.ModuleList([nn.Conv2d(channels, channels, 1) for _ in range(cameras)])
+        self.keys = nn.ModuleList([nn.Conv2d(channels, channels, 1) for _ in fixed])
         self.query = nn.Linear(language_dim, PLACES * channels)
         self.hand = nn.Parameter(torch.randn(channels))
-        self.rays = nn.ModuleList([_perceptron(2, 4) for _ in range(cameras)])
-        self.level = nn.Parameter(torch.zeros(PLACES))  # at which things are looked for, in units of height
+        self.sights = nn.ModuleList([(FixedSight if still else CarriedSight)(PLACES) for still in fixed])
         self.height = nn.Linear(language_dim, PLACES)
         self.unseen = nn.Parameter(torch.zeros(PLACES))
-        self.spread = nn.Parameter(torch.zeros(cameras, PLACES + 1))
-        self.beside = _perceptron(2 * PLACES + language_dim, 2 * PLACES)
+        self.spread = nn.Parameter(torch.zeros(len(fixed), PLACES + 1))
+        self.beside = perceptron(2 * PLACES + language_dim, 2 * PLACES)
         last = self.beside[-1]
         assert isinstance(last, nn.Linear)
         nn.init.normal_(last.weight, std=0.01)
@@ -133,14 +141,14 @@ class PlaceFinder(nn.Module):
         x = x.reshape(count, cameras, *x.shape[1:])
         return torch.cat([key(x[:, i]).flatten(2) for i, key in enumerate(self.keys)], 2)
 
-    def forward(self, looks: Tensor, language: Tensor) -> Found:
-        """What an instruction's embedding (B, D) names, of what `look` says."""
+    def forward(self, looks: Tensor, language: Tensor, state: Tensor) -> Found:
+        """What an instruction's embedding (B, D) names, of what `look` says in states (B, 10)."""
         count, channels = looks.shape[:2]
         query = self.query(language).view(count, PLACES, channels) * (4 / math.sqrt(channels))
         alike = torch.cat([(query @ looks).float(), self.unseen.expand(count, -1)[..., None]], -1)
-        foot, aside = self._lines_of_sight()
-        place = foot + self.level[:, None, None] * aside
-        votes = Votes(alike.log_softmax(-1)[..., :-1], place[None], self._deviation()[:PLACES])
+        with torch.autocast("cpu", enabled=False):
+            place = torch.cat([sight(self.grid, state) for sight in self.sights], 2)
+        votes = Votes(alike.log_softmax(-1)[..., :-1], place, self._deviation()[:PLACES])
         with torch.no_grad():
             things = votes.agree()
         beside = _BESIDE * torch.tanh(self.beside(torch.cat([things.flatten(1), language], 1)).float())
@@ -148,17 +156,14 @@ class PlaceFinder(nn.Module):
         return Found(votes, things, beside.view(-1, PLACES, 2), height)
 
     def find_hand(self, looks: Tensor, height: Tensor) -> Votes:
-        """Votes for where the hand is, one place; its height (B,) in m is known."""
-        alike = (self.hand * (4 / math.sqrt(len(self.hand)))) @ looks
-        foot, aside = self._lines_of_sight()
-        place = foot + (height[:, None, None] - _MEAN[2]) / _HEIGHT * aside
-        return Votes(alike.float().log_softmax(-1)[:, None], place[:, None], self._deviation()[PLACES:])
-
-    def _lines_of_sight(self) -> tuple[Tensor, Tensor]:
-        """Where each pixel looks at the height of `_MEAN` (N, 2), and how far aside it looks a unit of height above."""
+        """Votes of each camera that stands still, by itself, for where the hand is; its height (B,) in m is known."""
+        alike = ((self.hand * (4 / math.sqrt(len(self.hand)))) @ looks).float().view(len(looks), len(self.sights), -1)
+        deviation = self._deviation()[PLACES].view(len(self.sights), -1)
+        fixed = {i: sight for i, sight in enumerate(self.sights) if isinstance(sight, FixedSight)}
         with torch.autocast("cpu", enabled=False):
-            lines = torch.cat([ray(self.grid) for ray in self.rays])
-        return lines[:, :2], lines[:, 2:]
+            place = torch.stack([sight.at(self.grid, height) for sight in fixed.values()], 1)
+        still = list(fixed)
+        return Votes(alike[:, still].log_softmax(-1), place, deviation[still])
 
     def _deviation(self) -> Tensor:
         return (_SMALLEST + F.softplus(self.spread - 1)).t().repeat_interleave(len(self.grid), 1)
@@ -166,25 +171,31 @@ class PlaceFinder(nn.Module):
 
 def votes_loss(found: Found, places: Tensor) -> Tensor:
     """Negative log-likelihood of places (B, 6) in m under the votes; a place of NaN does not count."""
-    known, across, up = _told(places)
+    known, there, up = _told(places)
     height = F.smooth_l1_loss(found.height / _SCALE[2], up / _SCALE[2], beta=0.1, reduction="none")
-    return ((_surprise(found.votes, across - found.beside) + height) * known).sum() / known.sum().clamp(min=1)
+    return ((_surprise(found.votes, there - found.beside) + height) * known).sum() / known.sum().clamp(min=1)
 
 
 def hand_loss(votes: Votes, position: Tensor) -> Tensor:
-    """The same of the hand's votes and its true position (B, 3) in m."""
-    return _surprise(votes, _across(position)[:, None]).mean()
+    """The same of the hand's votes and its true position (B, 3) in m.
 
-
-def misnamed_loss(found: Found, places: Tensor) -> Tensor:
-    """What it costs that votes for things named wrongly are for the true places (B, 6) in m all the same.
-
-    One of the two may be named rightly, so only what is voted for both counts. A place of NaN is left out.
+    Each camera is asked by itself: of those asked together some learned nothing.
     """
-    known, across, _ = _told(places)
-    near = torch.sigmoid(_EDGE * (_NEAR - found.votes.apart(across - found.beside).detach()))
-    there = torch.where(known, (found.votes.weight.exp() * near).sum(-1), 1.0).prod(1).clamp(max=0.999)
-    return -(torch.log1p(-there) * known.any(1)).mean()
+    return _surprise(votes, across(position)[:, None]).mean()
+
+
+def misnamed_loss(wrong: Found, right: Found, places: Tensor, silent: Tensor) -> Tensor:
+    """What it costs that by other words than the right ones the true places (B, 6) in m are voted for all the same.
+
+    By an instruction in which a word is exchanged for its opposite exactly one of the two is: which one, nobody tells.
+    By one that is `silent` (B,) none is. Only where both places are known it counts.
+    """
+    known, there, _ = _told(places)
+    near = torch.sigmoid(_EDGE * (_NEAR - wrong.votes.apart(there - right.beside).detach()))
+    voted = (wrong.votes.weight.exp() * near).sum(-1).clamp(1e-3, 0.999)
+    one = (voted * (1 - voted.flip(1))).sum(1)
+    none = (1 - voted).prod(1)
+    return -(torch.where(silent, none, one).log() * known.all(1)).mean()
 
 
 def _surprise(votes: Votes, across: Tensor) -> Tensor:
@@ -195,12 +206,4 @@ def _surprise(votes: Votes, across: Tensor) -> Tensor:
 def _told(places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which of (B, 6) places in m are known (B, 2); where they are across (B, 2, 2), in units, and up (B, 2), in m."""
     split = places.nan_to_num().view(-1, PLACES, 3)
-    return ~places.isnan().view(-1, PLACES, 3).any(-1), _across(split), split[..., 2]
-
-
-def _across(position: Tensor) -> Tensor:
-    return (position[..., :2] - position.new_tensor(_MEAN[:2])) / _UNIT
-
-
-def _perceptron(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, outputs))
+    return ~places.isnan().view(-1, PLACES, 3).any(-1), across(split), split[..., 2]

@@ -28,6 +28,9 @@ class VLAWSettings:
         steps: updates of the policy (the paper's 2000).
         learn_from: 'both', 'real' (filtered behaviour cloning, the paper's baseline) or 'synthetic'.
         synthetic_share: of a batch; None takes the plain union, as the paper's Eq. 4 states (why not: papers.md D10).
+        finding_share: the same of what a policy that searches for what is named learns to find it by; None: as
+            synthetic_share. Where imagined successes are sampled, their actions are not, but what they tell of where
+            things lie is as good as demonstrations.
         hard_starts: whether an imagined success counts the more, the rarer its start's successes are (1.02 - their
             share); else all count alike, which is the paper's.
         seed: of starts and sampling. update: of the supervised update; its `policy` table has no effect.
@@ -38,6 +41,7 @@ class VLAWSettings:
     steps: int = 2000
     learn_from: str = "both"
     synthetic_share: float | None = 0.5
+    finding_share: float | None = None
     hard_starts: bool = True
     seed: int = 0
     update: TrainConfig = field(default_factory=_update)
@@ -45,8 +49,10 @@ class VLAWSettings:
     def __post_init__(self) -> None:
         require(self, ("rollouts", "steps"), lambda n: n >= 1, "at least 1", "VLAW's")
         require(self, ("temperature",), lambda x: x >= 0, "0 or more", "VLAW's")
-        share = "between 0 and 1, or null for the plain union"
-        require(self, ("synthetic_share",), lambda x: x is None or 0 < x < 1, share, "VLAW's")
+        share = "in 0..1, or null for the plain union"
+        require(self, ("synthetic_share",), lambda x: x is None or 0 <= x < 1, share, "VLAW's")
+        share = "in 0..1, or null for synthetic_share"
+        require(self, ("finding_share",), lambda x: x is None or 0 <= x < 1, share, "VLAW's")
         if self.learn_from not in SOURCES:
             raise UnknownNameError("source of successes", self.learn_from, SOURCES)
 

@@ -134,8 +134,10 @@ class VLAW:
             )
         counts: Counter[str] = Counter()
         samples = build_samples(_counted(real, self._kept(kept), counts), self.policy.config)
-        chances = self._chances(samples, counts["real"], rollouts)
-        trainer = SupervisedTrainer(self.policy, samples, settings.update, self.out, chances)
+        share, finding = settings.synthetic_share, settings.finding_share
+        acting = self._chances(samples, counts["real"], rollouts, share)
+        searching = self._chances(samples, counts["real"], rollouts, share if finding is None else finding)
+        trainer = SupervisedTrainer(self.policy, samples, settings.update, self.out, acting, searching)
         losses = trainer.fit(steps=settings.steps)
         self.policy.save_pretrained(self.out)
         self.seconds["update"] += time.perf_counter() - began
@@ -179,7 +181,7 @@ class VLAW:
         for rollout in rollouts:
             yield Episode.load(self._path(rollout))
 
-    def _chances(self, samples: Samples, real: int, rollouts: Sequence[Rollout]) -> np.ndarray:
+    def _chances(self, samples: Samples, real: int, rollouts: Sequence[Rollout], share: float | None) -> np.ndarray:
         names = sorted({f"{rollout.task}/{rollout.start}" for rollout in rollouts})
         starts = np.array([names.index(f"{rollout.task}/{rollout.start}") for rollout in rollouts], int)
         accepted = np.array([rollout.accepted for rollout in rollouts], bool)
@@ -187,7 +189,7 @@ class VLAW:
         weights = np.ones(len(samples))
         if self.settings.hard_starts and synthetic.any():
             weights[synthetic] = hard_start_weights(starts, accepted)[accepted][samples.episode[synthetic] - real]
-        return mixed_chances(samples, synthetic, weights, self.settings.synthetic_share)
+        return mixed_chances(samples, synthetic, weights, share)
 
 
 def _counted(real: Iterator[Episode], imagined: Iterator[Episode], counts: Counter[str]) -> Iterator[Episode]:
