@@ -82,7 +82,7 @@ def test_a_word_exchanged_moves_exactly_one_of_the_two_places() -> None:
         """Of votes for the first, the second and a third place, by each of the two things named."""
         wrong = found_at([(0.5, 0.0), (0.58, 0.08), (0.4, -0.15)], [0.3] * 3)
         weight = torch.tensor([[first, second]]).clamp(min=1e-6).log()
-        return float(misnamed_loss(wrong._replace(votes=wrong.votes._replace(weight=weight)), right, places, said))
+        return float(misnamed_loss(wrong.votes._replace(weight=weight), right, places, said))
 
     both, only_first, only_second, neither = (
         ([0.9, 0, 0], [0, 0.9, 0]),

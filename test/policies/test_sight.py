@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wvl_ros.policies.sight import HAND_HEIGHT, UNIT, CarriedSight, FixedSight, across
+from wvl_ros.policies.sight import CENTER, HAND_HEIGHT, UNIT, CarriedSight, FixedSight, across
 from wvl_ros.worlds.droid import euler_to_matrix
 
 PIXELS = torch.tensor([[0.0, 0.0], [0.5, -0.5], [-1.0, 1.0]])
@@ -44,4 +44,28 @@ def test_a_carried_camera_sees_less_of_the_table_the_lower_it_is() -> None:
     low, high = (sight(PIXELS, state((0.5, 0.0, z)))[0, 0] for z in (0.13, 0.23))
     below = across(torch.tensor([0.5, 0.0]))
     assert torch.allclose(2 * (low - below), high - below, atol=1e-4)  # of 0.1 and 0.2 m above what lies there
-    assert sight(PIXELS, state((0.5, 0.0, 0.3), (np.pi / 2, 0.0, 0.0))).isfinite().all()  # one that looks level
+
+
+def test_where_a_tilted_camera_looks_lies_on_its_line_and_on_the_plane_of_the_thing() -> None:
+    torch.manual_seed(0)
+    sight = CarriedSight(2)
+    torch.nn.init.normal_(sight.level)
+    torch.nn.init.normal_(sight.origin, std=0.03)
+    position, euler = (0.45, 0.1, 0.3), (np.pi + 0.3, -0.2, 0.7)
+    met = sight(PIXELS, state(position, euler))[0]
+    rotation = torch.tensor(euler_to_matrix(np.array(euler))).float()
+    eye = torch.tensor(position) + rotation @ sight.origin
+    with torch.no_grad():
+        ray = sight.ray(PIXELS)
+        line = torch.cat([ray[:, :2], 1 + 0.1 * ray[:, 2:]], 1) @ rotation.T
+    for level, places in zip(sight.level, met, strict=True):
+        point = torch.cat([places * UNIT + torch.tensor(CENTER), (0.03 + 0.05 * level).expand(len(PIXELS), 1)], 1)
+        assert torch.linalg.cross(point - eye, line).abs().max() < 1e-5
+
+
+def test_a_carried_camera_that_looks_level_sees_no_table_but_harms_nothing() -> None:
+    sight = CarriedSight(1)
+    places = sight(PIXELS, state((0.5, 0.0, 0.3), (np.pi / 2, 0.0, 0.0)))
+    places.sum().backward()
+    assert places.isfinite().all()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in sight.parameters())

@@ -150,6 +150,26 @@ def test_a_policy_that_searches_learns_where_its_cameras_look_and_then_to_act(da
     assert any(not torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
+def test_finding_has_a_rate_of_its_own(data: Path, tmp_path: Path) -> None:
+    def fitted(name: str, rate: str) -> SmallPolicy:
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(SEARCHING + f"search_share: 0.5\nsearch_rate: {rate}\nsearch_decay: 0.0\n")
+        train("--data", data, "--out", tmp_path / name, "--config", config, "--steps", 8)
+        return SmallPolicy.from_pretrained(tmp_path / name)
+
+    def change(policy: SmallPolicy, part: str) -> float:
+        now = getattr(policy.network, part).state_dict()
+        return max(float((tensor - now[name]).abs().max()) for name, tensor in first[part].items())
+
+    still, moved = fitted("still", "1.0e-12"), fitted("moved", "1.0e-3")
+    torch.manual_seed(0)
+    fresh = SmallPolicy(still.config).network
+    first = {part: getattr(fresh, part).state_dict() for part in ("finder", "names", "head")}
+    for part in ("finder", "names"):
+        assert change(still, part) < 1e-8 < 1e-4 < change(moved, part)
+    assert min(change(still, "head"), change(moved, "head")) > 1e-4
+
+
 def test_what_teaches_to_find_need_not_be_what_teaches_to_act(data: Path, tmp_path: Path) -> None:
     config = tmp_path / "searching.yaml"
     config.write_text(SEARCHING + "search_share: 0.5\nword_dropout: 0\n")

@@ -42,11 +42,17 @@ def test_tables_and_unknown_keys(tmp_path: Path) -> None:
         read_settings(VLAWSettings, path, update=TrainConfig)
 
 
-@pytest.mark.parametrize("name", ["policy_small", "policy_grpo", "policy_vlaw", "world_model_small"])
+@pytest.mark.parametrize(
+    "name", ["policy_small", "policy_grpo", "policy_vlaw", "policy_searching_vlaw", "world_model_small"]
+)
 def test_the_shipped_configurations_are_the_defaults_or_say_so(name: str) -> None:
     path = Path(__file__).parents[2] / "config" / f"{name}.yaml"
     if name == "world_model_small":
         assert WorldModelTraining.load(path).balanced
+    elif name == "policy_searching_vlaw":
+        settings = read_settings(VLAWSettings, path, update=TrainConfig)
+        assert (settings.finding_share, settings.synthetic_share) == (0.8, 0.3)
+        assert settings.update.weight_decay == 0.5
     elif name == "policy_small":
         assert TrainConfig.from_yaml(path) == TrainConfig()
     elif name == "policy_grpo":

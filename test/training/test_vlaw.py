@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from wvl_ros.policies.network import PolicyConfig
 from wvl_ros.policies.small import SmallPolicy
 from wvl_ros.sans.episode import Episode
 from wvl_ros.sans.episodes import EpisodeEntry, list_episodes
+from wvl_ros.training import vlaw_run
 from wvl_ros.training.practice import practise
 from wvl_ros.training.samples import Samples
-from wvl_ros.training.supervised import TrainConfig
+from wvl_ros.training.supervised import SupervisedTrainer, TrainConfig
 from wvl_ros.training.vlaw import VLAWSettings, hard_start_weights, mixed_chances
 from wvl_ros.training.vlaw_run import KEPT_FOLDER, VLAW
 from wvl_ros.world_model.imagination import Imagination
@@ -119,6 +121,32 @@ def test_nothing_accepted_is_said(left_of: LeftOf, entries: list[EpisodeEntry], 
     run.settings = replace(SETTINGS, learn_from="synthetic")
     with pytest.raises(ConfigError, match="accepted none of the 192"):
         run.learn(iter(()), run.imagine())
+
+
+def test_finding_and_acting_learn_from_imagined_successes_in_shares_of_their_own(
+    left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(SupervisedTrainer):
+        """Remembers how often imagined samples are to be drawn, for acting and for finding."""
+
+        shares: ClassVar[list[list[float]]] = []
+
+        def __init__(
+            self, policy: SmallPolicy, samples: Samples, config: TrainConfig, out: Path, *chances: Any
+        ) -> None:
+            super().__init__(policy, samples, config, out, *chances)
+            self.shares.append([float(each[samples.episode >= len(real)].sum()) for each in chances])
+
+    monkeypatch.setattr(vlaw_run, "SupervisedTrainer", Asked)
+    run = _vlaw(left_of(LINE), entries, tmp_path)
+    rollouts = run.imagine()
+    first, *_, last = list_episodes(tmp_path / KEPT_FOLDER)
+    real = [first.load(), last.load()]
+    assert len({episode.task for episode in real}) == 2
+    for share, finding in ((0.2, 0.75), (0.2, None), (0.0, 0.8)):
+        run.settings = replace(SETTINGS, steps=1, synthetic_share=share, finding_share=finding)
+        run.learn(iter(real), rollouts)
+        assert Asked.shares.pop() == pytest.approx([share, share if finding is None else finding])
 
 
 def test_rare_successes_count_more() -> None:

@@ -269,7 +269,7 @@ class PolicyNetwork(nn.Module):
 
         'hand': where the hand is seen. 'misnamed': the places are not what other words (B, L) name.
         """
-        position, misnamed = state[:, :3], self.finder(seen.looks, self.names(wrong), state)
+        position, misnamed = state[:, :3], self.finder.vote(seen.looks, self.names(wrong), state)
         return {
             "hand": hand_loss(self.finder.find_hand(seen.looks, position[:, 2]), position),
             "misnamed": misnamed_loss(misnamed, seen.found, places, (wrong == 0).all(1)),

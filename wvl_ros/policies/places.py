@@ -143,17 +143,21 @@ class PlaceFinder(nn.Module):
 
     def forward(self, looks: Tensor, language: Tensor, state: Tensor) -> Found:
         """What an instruction's embedding (B, D) names, of what `look` says in states (B, 10)."""
-        count, channels = looks.shape[:2]
-        query = self.query(language).view(count, PLACES, channels) * (4 / math.sqrt(channels))
-        alike = torch.cat([(query @ looks).float(), self.unseen.expand(count, -1)[..., None]], -1)
-        with torch.autocast("cpu", enabled=False):
-            place = torch.cat([sight(self.grid, state) for sight in self.sights], 2)
-        votes = Votes(alike.log_softmax(-1)[..., :-1], place, self._deviation()[:PLACES])
+        votes = self.vote(looks, language, state)
         with torch.no_grad():
             things = votes.agree()
         beside = _BESIDE * torch.tanh(self.beside(torch.cat([things.flatten(1), language], 1)).float())
         height = _MEAN[2] + _SCALE[2] * self.height(language).float()
         return Found(votes, things, beside.view(-1, PLACES, 2), height)
+
+    def vote(self, looks: Tensor, language: Tensor, state: Tensor) -> Votes:
+        """The votes for that."""
+        count, channels = looks.shape[:2]
+        query = self.query(language).view(count, PLACES, channels) * (4 / math.sqrt(channels))
+        alike = torch.cat([(query @ looks).float(), self.unseen.expand(count, -1)[..., None]], -1)
+        with torch.autocast("cpu", enabled=False):
+            place = torch.cat([sight(self.grid, state) for sight in self.sights], 2)
+        return Votes(alike.log_softmax(-1)[..., :-1], place, self._deviation()[:PLACES])
 
     def find_hand(self, looks: Tensor, height: Tensor) -> Votes:
         """Votes of each camera that stands still, by itself, for where the hand is; its height (B,) in m is known."""
@@ -184,15 +188,15 @@ def hand_loss(votes: Votes, position: Tensor) -> Tensor:
     return _surprise(votes, across(position)[:, None]).mean()
 
 
-def misnamed_loss(wrong: Found, right: Found, places: Tensor, silent: Tensor) -> Tensor:
+def misnamed_loss(wrong: Votes, right: Found, places: Tensor, silent: Tensor) -> Tensor:
     """What it costs that by other words than the right ones the true places (B, 6) in m are voted for all the same.
 
     By an instruction in which a word is exchanged for its opposite exactly one of the two is: which one, nobody tells.
     By one that is `silent` (B,) none is. Only where both places are known it counts.
     """
     known, there, _ = _told(places)
-    near = torch.sigmoid(_EDGE * (_NEAR - wrong.votes.apart(there - right.beside).detach()))
-    voted = (wrong.votes.weight.exp() * near).sum(-1).clamp(1e-3, 0.999)
+    near = torch.sigmoid(_EDGE * (_NEAR - wrong.apart(there - right.beside).detach()))
+    voted = (wrong.weight.exp() * near).sum(-1).clamp(1e-3, 0.999)
     one = (voted * (1 - voted.flip(1))).sum(1)
     none = (1 - voted).prod(1)
     return -(torch.where(silent, none, one).log() * known.all(1)).mean()

@@ -132,7 +132,7 @@ class SupervisedTrainer:
             checkpointing.restore_module(self.network, tensors, "network")
             checkpointing.restore_optimizer(self.optimizer, tensors)
             self.step, self.elapsed = int(facts["step"]), float(facts["elapsed"])
-            self.searched = int(facts["searched"])
+            self.searched = int(facts.get("searched", 0))  # states of before had no such part
 
     def fit(self, minutes: float | None = None, steps: int | None = None) -> dict[str, float]:
         """Trains until the given number of minutes of training time or steps, counted from the very first start.
