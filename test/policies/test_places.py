@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from wvl_ros.policies.network import Inputs, PolicyConfig, PolicyNetwork
+from wvl_ros.policies.network import Inputs, PolicyConfig, PolicyNetwork, elsewhere
 from wvl_ros.policies.places import (
     Found,
     PlaceFinder,
@@ -16,8 +16,11 @@ from wvl_ros.policies.places import (
     misnamed_loss,
     normalise_places,
     places_in_metres,
+    places_on_the_way,
     relative_places,
+    turned,
     votes_loss,
+    way_between,
 )
 
 PLACES = torch.tensor([[0.5, 0.0, 0.13, 0.58, 0.08, 0.13]])
@@ -48,6 +51,59 @@ def test_the_tool_may_go_beside_what_is_voted_for() -> None:
     assert votes_loss(found, told) < votes_loss(found_at([(0.45, -0.1)], [0.9]), told)
     relative = relative_places(found.places, torch.tensor([[0.38, -0.05, 0.33]]))
     assert torch.allclose(relative, torch.tensor([[0.0, -1.0, -4.0] * 2]), atol=1e-4)
+
+
+def test_what_is_along_the_way_between_the_places_turns_with_it() -> None:
+    position = torch.tensor([[0.46, -0.04, 0.2]])
+    places = normalise_places(PLACES)
+    quarter = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    turned_places = normalise_places((PLACES.view(-1, 3) @ quarter.T).view(1, 6))
+    seen, seen_turned = (
+        places_on_the_way(places, position),
+        places_on_the_way(turned_places, position @ quarter.T),
+    )
+    assert torch.allclose(seen[:, :4], seen_turned[:, :4], atol=1e-4)
+    # The hand is behind the first place, by 4 cm each way of 5: no step to the side, and the way is 11.3 cm long.
+    assert torch.allclose(seen[0, :4] * 0.05, torch.tensor([0.0557, 0.0, 0.1671, 0.0]), atol=3e-3)
+    step = torch.tensor([[[1.0, 0.5]]])
+    ahead = turned(step, way_between(places)[:, None])
+    assert torch.allclose(ahead @ quarter[:2, :2].T, turned(step, way_between(turned_places)[:, None]), atol=1e-5)
+
+
+def test_a_way_too_short_to_lead_anywhere_has_no_direction() -> None:
+    here = normalise_places(PLACES[:, [0, 1, 2, 0, 1, 2]])
+    assert way_between(here).norm() < 1e-3
+    assert way_between(normalise_places(PLACES)).norm() == pytest.approx(1, abs=0.03)
+
+
+def test_elsewhere_on_the_table_hand_and_places_are_as_far_apart() -> None:
+    inputs = Inputs(torch.zeros(1, 1, 3, 4, 4), torch.rand(1, 10), torch.ones(1, 2, dtype=torch.long))
+    inputs.places = normalise_places(PLACES)
+    there = elsewhere(inputs, torch.tensor([[0.1, -0.05]]))
+    assert there.places is not None
+    assert torch.allclose(
+        relative_places(there.places, there.state[:, :3]),
+        relative_places(inputs.places, inputs.state[:, :3]),
+        atol=1e-4,
+    )
+    moved = places_in_metres(there.places) - places_in_metres(inputs.places)
+    assert torch.allclose(moved, torch.tensor([0.1, -0.05, 0.0]).expand(1, 2, 3), atol=1e-6)
+    assert torch.equal(there.state[:, 2:], inputs.state[:, 2:])
+
+
+def test_how_far_beside_a_thing_the_tool_goes_hangs_on_the_manner_and_the_way_alone() -> None:
+    torch.manual_seed(0)
+    finder = PlaceFinder([True], 8, 8, 4).eval()
+    torch.nn.init.normal_(finder.beside.weight)
+    language = torch.randn(1, 4).expand(2, -1)
+    things = torch.tensor([[0.0, 0.0], [1.0, 0.0]]).expand(2, 2, 2).clone()
+    things[1] = things[1] + torch.tensor([0.5, -1.0])
+    here, there = finder._go_beside(things, language)
+    assert torch.allclose(here, there)
+    assert not torch.allclose(here, finder._go_beside(things[:1], torch.randn(1, 4))[0], atol=1e-2)
+    assert not torch.allclose(here, finder._go_beside(-things[:1], language[:1])[0], atol=1e-2)
+    finder.train()  # then what is told is vague, so that little of it can be learned by heart
+    assert not torch.equal(*finder._go_beside(things, language))
 
 
 def test_the_hand_teaches_each_camera_that_stands_still_along_which_line_a_pixel_looks() -> None:
@@ -103,7 +159,7 @@ def test_normalised_places_are_of_about_unit_size() -> None:
 
 def test_places_once_found_are_not_searched_for_again_and_practice_cannot_change_them() -> None:
     torch.manual_seed(0)
-    network = PolicyNetwork(PolicyConfig(cameras=CAMERAS, place_channels=8, channels=8, keypoints=4, hidden=32))
+    network = PolicyNetwork(PolicyConfig(cameras=CAMERAS, place_channels=8, channels=8, keypoints=4, hidden=32)).eval()
     inputs = Inputs(
         torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8), torch.randn(2, 10), torch.tensor([[1, 1], [1, 0]])
     )

@@ -170,6 +170,34 @@ def test_finding_has_a_rate_of_its_own(data: Path, tmp_path: Path) -> None:
     assert min(change(still, "head"), change(moved, "head")) > 1e-4
 
 
+def test_acting_is_learned_elsewhere_on_the_table_too_and_afresh_where_that_is_asked(
+    data: Path, tmp_path: Path
+) -> None:
+    def fitted(name: str, *words: object, **settings: object) -> dict[str, torch.Tensor]:
+        config = tmp_path / f"{name}.yaml"
+        lines = [f"{key}: {str(value).lower()}\n" for key, value in settings.items()]
+        config.write_text(SEARCHING + "".join(lines))
+        train("--data", data, "--out", tmp_path / name, "--config", config, "--steps", 4, *words)
+        return SmallPolicy.from_pretrained(tmp_path / name).network.state_dict()
+
+    def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], part: str) -> bool:
+        return all(torch.equal(tensor, other[name]) for name, tensor in one.items() if name.startswith(part))
+
+    plain = fitted("plain", search_share=0.5, shift=0.0, jolt=0)
+    for name, settings in (("shifted", {"shift": 0.1, "jolt": 0}), ("jolted", {"shift": 0.0, "jolt": 2})):
+        other = fitted(name, search_share=0.5, **settings)
+        assert alike(plain, other, "finder")
+        assert not alike(plain, other, "head")
+    still: dict[str, object] = {"learning_rate": "1.0e-12", "weight_decay": 0.0, "search_share": 0.5, "seed": 3}
+    again, afresh = (
+        fitted(f"afresh_{word}", "--init", tmp_path / "plain", act_afresh=word, **still) for word in (False, True)
+    )
+    near = {name: float((again[name] - plain[name]).abs().max()) for name in plain if name.startswith("head")}
+    assert max(near.values()) < 1e-6
+    assert alike(again, afresh, "finder")
+    assert float((afresh["head.0.weight"] - plain["head.0.weight"]).abs().max()) > 1e-2
+
+
 def test_what_teaches_to_find_need_not_be_what_teaches_to_act(data: Path, tmp_path: Path) -> None:
     config = tmp_path / "searching.yaml"
     config.write_text(SEARCHING + "search_share: 0.5\nword_dropout: 0\n")

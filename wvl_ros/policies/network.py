@@ -17,8 +17,12 @@ from wvl_ros.policies.places import (
     PlaceFinder,
     hand_loss,
     misnamed_loss,
+    moved,
     normalise_places,
+    places_on_the_way,
     relative_places,
+    turned,
+    way_between,
 )
 from wvl_ros.policies.tokenizer import PAD, UNKNOWN
 from wvl_ros.policies.vision import KeypointEncoder
@@ -128,6 +132,15 @@ class Inputs:
     places: Tensor | None = None
 
 
+def elsewhere(inputs: Inputs, by: Tensor) -> Inputs:
+    """The same with hand and places moved across the table by (B, 2) m: what is done there is the same.
+
+    Only the cameras on the hand see the same, so it is for a network that knows the places.
+    """
+    assert inputs.places is not None
+    return replace(inputs, state=inputs.state + F.pad(by, (0, STATE_DIM - 2)), places=moved(inputs.places, by))
+
+
 class Seen(NamedTuple):
     """What the cameras see, where places are searched for: see `PlaceFinder.look` and `Found`."""
 
@@ -205,14 +218,15 @@ class PolicyNetwork(nn.Module):
             self.finder = PlaceFinder(fixed, config.image_size, config.place_channels, dim)
         else:
             self.places = nn.Sequential(nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, PLACE_DIM))
-        known = hidden + STATE_DIM + dim + 2 * PLACE_DIM
+        known = hidden + STATE_DIM + dim + (3 if votes else 2) * PLACE_DIM
+        self.action_parts = 9 if votes else 7  # two more are across the table, along the way between the places
         given = config.chunk_size * 7 + FLOW_TIMES if self.flows else 0
         self.head = nn.Sequential(
             nn.Linear(known + given, hidden),
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, config.chunk_size * 7),
+            nn.Linear(hidden, config.chunk_size * self.action_parts),
         )
         self.register_buffer("position_mean", torch.tensor(_POSITION_MEAN), persistent=False)
         self.register_buffer("position_scale", torch.tensor(_POSITION_SCALE), persistent=False)
@@ -220,15 +234,22 @@ class PolicyNetwork(nn.Module):
     def forward(self, inputs: Inputs) -> Outputs:
         """The chunk's mean, the gripper's logits and the key places for a batch; of a Gaussian head."""
         known = self.context(inputs)
-        out = self.head(known.features).float()
-        out = out.view(len(out), self.chunk_size, 7)
+        out = self._actions(known.features, known.places)
         return Outputs(mean=out[..., :6], gripper=out[..., 6], places=known.places)
 
     def velocity(self, known: Context, noisy: Tensor, time: Tensor) -> Tensor:
         """Of a flow head: where noisy chunks (B, T, 7) come from at times (B,), 1 noise .. 0 action; (B, T, 7)."""
         waves = time[:, None] * torch.pi * 2.0 ** torch.arange(-1, FLOW_TIMES // 2 - 1, device=time.device)
         given = [known.features, noisy.flatten(1), waves.sin(), waves.cos()]
-        return torch.as_tensor(self.head(torch.cat(given, 1)).float()).view(noisy.shape)
+        return self._actions(torch.cat(given, 1), known.places)
+
+    def _actions(self, features: Tensor, places: Tensor) -> Tensor:
+        """The head's (B, T, 7)."""
+        out: Tensor = self.head(features).float().view(len(features), self.chunk_size, self.action_parts)
+        if not self.searches:
+            return out
+        along = turned(out[..., 7:], way_between(places)[:, None])
+        return out[..., :7] + F.pad(along, (0, 5))
 
     def context(self, inputs: Inputs) -> Context:
         """All that a head is told of a batch."""
@@ -246,8 +267,10 @@ class PolicyNetwork(nn.Module):
         else:
             # Only what says where things are teaches to see them: taught by the actions too, it learns by heart.
             places = self.search(inputs).found.places
-        relative = relative_places(places, position)
-        return Context(torch.cat([trunk, state, language, places, relative], 1), places)
+        told = [trunk, state, language, places, relative_places(places, position)]
+        if self.searches:
+            told.append(places_on_the_way(places, position))
+        return Context(torch.cat(told, 1), places)
 
     def search(self, inputs: Inputs) -> Seen:
         """What is found in the cameras' views."""

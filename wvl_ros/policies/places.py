@@ -16,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wvl_ros.policies.sight import CENTER, HAND_HEIGHT, UNIT, CarriedSight, FixedSight, across, perceptron
+from wvl_ros.policies.sight import CENTER, HAND_HEIGHT, UNIT, CarriedSight, FixedSight, across
 
 PLACES = 2  # flange positions where the tool goes to work, and where it ends
 _MEAN, _SCALE = (*CENTER, HAND_HEIGHT), (0.08, 0.12, 0.03)  # m
 STRIDE = 2  # pixels that one vote is for, each way
 _COLORS = 48
 _COMPARED, _AGREE = 16, 0.3  # votes compared with each other; those within 2.4 cm are for the same thing
+_MANNERS, _VAGUE = 2, 0.3  # numbers from -1 to 1 that tell a manner of working, and the noise on them
 _BESIDE = 1.5  # 12 cm: how far the tool may go to work beside the thing itself
+_NOWHERE = 0.02  # m
 _SMALLEST = 0.06  # deviation of a vote
 _NEAR, _EDGE = 0.5, 12.0  # 4 cm, and how sharp this limit is: what lies nearer is the same thing
 
@@ -91,6 +93,38 @@ def relative_places(places: Tensor, position: Tensor) -> Tensor:
     return (places_in_metres(places) - position[:, None]).flatten(1) / 0.05
 
 
+def direction(way: Tensor) -> Tensor:
+    """Unit vectors (..., 2) along ways (..., 2) in m; shorter ones of ways so short that they lead nowhere."""
+    return way / (way.square().sum(-1, keepdim=True) + _NOWHERE**2).sqrt()
+
+
+def turned(vectors: Tensor, ahead: Tensor) -> Tensor:
+    """Across the table, vectors (..., 2) that are given along directions (..., 2) and to the left of them."""
+    left = torch.stack([-ahead[..., 1], ahead[..., 0]], -1)
+    return vectors[..., :1] * ahead + vectors[..., 1:] * left
+
+
+def way_between(places: Tensor) -> Tensor:
+    """Direction (B, 2) from the first to the second of normalised places (B, 6)."""
+    there = places_in_metres(places)[..., :2]
+    return direction(there[:, 1] - there[:, 0])
+
+
+def places_on_the_way(places: Tensor, position: Tensor) -> Tensor:
+    """Where normalised places (B, 6) are from the hand at (B, 3) m, along the way from the first to the second and to
+    the left of it, in units of 5 cm; and this way's direction: (B, 6).
+    """
+    apart = (places_in_metres(places) - position[:, None])[..., :2] / 0.05
+    ahead = way_between(places)
+    back = ahead * ahead.new_tensor([1.0, -1.0])  # turns what is across the table to what is along the way
+    return torch.cat([turned(apart, back[:, None]).flatten(1), ahead], 1)
+
+
+def moved(places: Tensor, by: Tensor) -> Tensor:
+    """Normalised places (B, 6) moved across the table by (B, 2) m."""
+    return (places.view(-1, PLACES, 3) + F.pad(by / by.new_tensor(_SCALE[:2]), (0, 1))[:, None]).flatten(1)
+
+
 class _Norm(nn.LayerNorm):
     """Layer norm over the channels of (B, C, H, W): without it most fits had found nothing after 1,200 updates."""
 
@@ -119,18 +153,19 @@ class PlaceFinder(nn.Module):
         nn.init.kaiming_normal_(colors.weight, nonlinearity="linear")
         nn.init.kaiming_normal_(around.weight)
         self.appearance = nn.Sequential(colors, nn.GELU(), _Norm(_COLORS), around, nn.GELU(), _Norm(channels))
-        self.keys = nn.ModuleList([nn.Conv2d(channels, channels, 1) for _ in fixed])
+        self.fixed = tuple(fixed)
+        # Cameras that stand still know by the same looks: where one sees the hand, the others soon do. With looks of
+        # their own some saw it never.
+        self.keys = nn.ModuleList([nn.Conv2d(channels, channels, 1) for _ in (False, True)])
         self.query = nn.Linear(language_dim, PLACES * channels)
         self.hand = nn.Parameter(torch.randn(channels))
         self.sights = nn.ModuleList([(FixedSight if still else CarriedSight)(PLACES) for still in fixed])
         self.height = nn.Linear(language_dim, PLACES)
         self.unseen = nn.Parameter(torch.zeros(PLACES))
         self.spread = nn.Parameter(torch.zeros(len(fixed), PLACES + 1))
-        self.beside = perceptron(2 * PLACES + language_dim, 2 * PLACES)
-        last = self.beside[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.normal_(last.weight, std=0.01)
-        nn.init.zeros_(last.bias)
+        self.manner, self.beside = nn.Linear(language_dim, _MANNERS), nn.Linear(_MANNERS, 4 * PLACES)
+        nn.init.normal_(self.beside.weight, std=0.01)
+        nn.init.zeros_(self.beside.bias)
 
     def look(self, images: Tensor) -> Tensor:
         """What all parts of images uint8 (B, cameras, 3, S, S) look like, (B, channels, N); no word is needed."""
@@ -139,16 +174,28 @@ class PlaceFinder(nn.Module):
         x = F.pixel_unshuffle(images.flatten(0, 1), STRIDE).to(precision) / 127.5 - 1
         x = self.appearance(x.contiguous(memory_format=torch.channels_last))
         x = x.reshape(count, cameras, *x.shape[1:])
-        return torch.cat([key(x[:, i]).flatten(2) for i, key in enumerate(self.keys)], 2)
+        return torch.cat([self.keys[still](x[:, i]).flatten(2) for i, still in enumerate(self.fixed)], 2)
 
     def forward(self, looks: Tensor, language: Tensor, state: Tensor) -> Found:
         """What an instruction's embedding (B, D) names, of what `look` says in states (B, 10)."""
         votes = self.vote(looks, language, state)
         with torch.no_grad():
             things = votes.agree()
-        beside = _BESIDE * torch.tanh(self.beside(torch.cat([things.flatten(1), language], 1)).float())
+        beside = self._go_beside(things, language)
         height = _MEAN[2] + _SCALE[2] * self.height(language).float()
-        return Found(votes, things, beside.view(-1, PLACES, 2), height)
+        return Found(votes, things, beside, height)
+
+    def _go_beside(self, things: Tensor, language: Tensor) -> Tensor:
+        """How far from things (B, 2, 2) the tool goes to work, and ends; in their units.
+
+        That depends on the manner of working alone, of which an instruction tells little more than a bit: of all that
+        it tells, or of where things are, it would be learned by heart how each demonstration missed them.
+        """
+        manner = torch.tanh(self.manner(language).float())
+        if self.training:
+            manner = manner + _VAGUE * torch.randn_like(manner)
+        plain, along = (_BESIDE * torch.tanh(self.beside(manner).float())).view(-1, 2, PLACES, 2).unbind(1)
+        return plain + turned(along, direction(UNIT * (things[:, 1] - things[:, 0]))[:, None])
 
     def vote(self, looks: Tensor, language: Tensor, state: Tensor) -> Votes:
         """The votes for that."""

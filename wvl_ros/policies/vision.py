@@ -41,6 +41,21 @@ def _average(pixels: Tensor, size: int) -> Tensor:
     return F.adaptive_avg_pool2d(pixels.float(), size).round_().to(torch.uint8)
 
 
+def jolted(images: Tensor, by: np.ndarray) -> Tensor:
+    """Images uint8 (B, cameras, 3, S, S) moved by (B, 2) whole pixels, down and to the right; edges are repeated.
+
+    As in DrQ (Kostrikov et al. 2020): what a network does must not hang on single pixels.
+    """
+    most, size = int(np.abs(by).max()), images.shape[-1]
+    padded = (
+        F.pad(images.flatten(1, 2).float(), (most,) * 4, mode="replicate")
+        .to(torch.uint8)
+        .view(*images.shape[:-2], size + 2 * most, size + 2 * most)
+    )
+    corners = most - by
+    return torch.stack([part[..., y : y + size, x : x + size] for part, (y, x) in zip(padded, corners, strict=True)])
+
+
 class KeypointEncoder(nn.Module):
     """Convolutions whose last maps are read as points: where each map is strongest, and how strong.
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wvl_ros.policies.flow import flow_loss
-from wvl_ros.policies.network import Inputs, PolicyConfig, behaviour_loss
+from wvl_ros.policies.network import Inputs, PolicyConfig, PolicyNetwork, behaviour_loss, elsewhere
 from wvl_ros.policies.places import votes_loss
 from wvl_ros.policies.small import SmallPolicy
+from wvl_ros.policies.vision import jolted
 from wvl_ros.training import checkpointing
 from wvl_ros.training.misnaming import OPPOSITES, PAIRS, Misnaming, are_pairs
 from wvl_ros.training.samples import Samples, even_chances
@@ -42,7 +43,12 @@ class TrainConfig:
             is named (`place_channels`) learns that by the other word one of the two places is another.
         search_share: of a policy that searches for what is named: so much of the training it learns to find it, by
             itself; then it learns to act by what it finds.
+        act_afresh: then it does so from fresh weights. What acts has soon learned few demonstrations by heart: taken up
+            again, it gets worse by more of them.
         search_rate, search_decay: learning rate and weight decay of finding.
+        shift: of such a policy: when it learns to act, hand and places are moved together across the table by up to so
+            many m either way: what is to be done does not depend on where on the table it is.
+        jolt: and what is seen then by up to so many pixels either way.
         save_every: seconds between saves of the training state.
         seed: of the weights and the batches.
         policy: what is trained, where no earlier checkpoint says it.
@@ -56,8 +62,11 @@ class TrainConfig:
     word_dropout: float = 0.05
     opposites: list[list[str]] = field(default_factory=lambda: [list(pair) for pair in OPPOSITES])
     search_share: float = 0.25
+    act_afresh: bool = False
     search_rate: float = 3e-3
     search_decay: float = 1e-4
+    shift: float = 0.12
+    jolt: int = 2
     save_every: float = 30.0
     seed: int = 0
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -66,7 +75,7 @@ class TrainConfig:
         positive = ("batch_size", "learning_rate", "clip_norm", "warmup_steps", "search_rate", "save_every")
         require(self, positive, lambda x: x > 0, "positive", "The training's")
         require(self, ("word_dropout", "search_share"), lambda x: 0 <= x < 1, "in 0..1", "The training's")
-        require(self, ("search_decay",), lambda x: x >= 0, "0 or more", "The training's")
+        require(self, ("search_decay", "shift", "jolt"), lambda x: x >= 0, "0 or more", "The training's")
         require(self, ("opposites",), are_pairs, PAIRS, "The training's")
 
     @classmethod
@@ -208,21 +217,39 @@ class SupervisedTrainer:
         others = [self._others[i] for i in self.samples.instruction[rows]]
         wrong = self.policy.tokenizer.encode([texts[rng.integers(len(texts))] for texts in others])
         places = self.samples.places[rows]
-        seen = self.network.search(inputs)
+        with torch.random.fork_rng(devices=[]):  # what it draws follows from the step as well
+            torch.manual_seed(1_000_003 * self.config.seed + self.step)
+            seen = self.network.search(inputs)
         looking = self.network.looking_losses(seen, inputs.state, places, torch.from_numpy(wrong))
         found = votes_loss(seen.found, places)
         return {"places": found, **looking, "loss": found + _LOOKING * sum(looking.values())}
 
     def _acting(self) -> dict[str, torch.Tensor]:
         """Losses of what is done: by places that are found already, where the policy searches for them."""
-        rows, inputs, _ = self._batch(self._until)
+        rows, inputs, rng = self._batch(self._until)
         actions, places = self.samples.actions[rows], self.samples.places[rows]
         if self.network.searches:
+            if self.config.act_afresh and self.step == self.searched:
+                self._forget_acting()
             inputs.places = self._located()[rows]
+            shift, jolt = self.config.shift, self.config.jolt
+            inputs = elsewhere(inputs, torch.from_numpy(rng.uniform(-shift, shift, (len(rows), 2))).float())
+            inputs.images = jolted(inputs.images, rng.integers(-jolt, jolt + 1, (len(rows), 2)))
         if self.network.flows:
             generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + self.step)
             return flow_loss(self.network, self.network.context(inputs), actions, places, generator)
         return behaviour_loss(self.network(inputs), actions, places)
+
+    def _forget_acting(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            fresh = PolicyNetwork(self.policy.config)
+        found = set(self.network.finding_parameters())
+        with torch.no_grad():
+            for parameter, new in zip(self.network.parameters(), fresh.parameters(), strict=True):
+                if parameter not in found:
+                    parameter.copy_(new)
+                    self.optimizer.state.pop(parameter, None)
 
     def _located(self) -> torch.Tensor:
         """Where everything is found: what finds it does not change any more."""
