@@ -119,6 +119,15 @@ def test_the_hand_teaches_each_camera_that_stands_still_along_which_line_a_pixel
     assert not {"query.weight", "sights.1.ray.0.weight"} & grown
 
 
+def test_cameras_that_stand_still_know_things_by_the_same_looks_and_that_on_the_hand_by_its_own() -> None:
+    torch.manual_seed(0)
+    finder = PlaceFinder([True, False, True], 8, 8, 4)
+    images = torch.randint(256, (1, 1, 3, 8, 8), dtype=torch.uint8).expand(1, 3, 3, 8, 8)
+    one, hand, other = finder.look(images).split(16, 2)
+    assert torch.allclose(one, other, atol=1e-5)
+    assert not torch.allclose(one, hand, atol=1e-2)
+
+
 def test_votes_cost_the_less_the_nearer_they_are() -> None:
     costs = [float(votes_loss(found_at([(x, 0.0)], [0.9]), PLACES[:, [0, 1, 2, 0, 1, 2]])) for x in (0.5, 0.52, 0.6)]
     assert costs[0] < costs[1] < costs[2]

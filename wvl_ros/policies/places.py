@@ -25,7 +25,7 @@ _COLORS = 48
 _COMPARED, _AGREE = 16, 0.3  # votes compared with each other; those within 2.4 cm are for the same thing
 _MANNERS, _VAGUE = 2, 0.3  # numbers from -1 to 1 that tell a manner of working, and the noise on them
 _BESIDE = 1.5  # 12 cm: how far the tool may go to work beside the thing itself
-_NOWHERE = 0.02  # m
+_NOWHERE = 0.02  # m: a way about as short leads nowhere
 _SMALLEST = 0.06  # deviation of a vote
 _NEAR, _EDGE = 0.5, 12.0  # 4 cm, and how sharp this limit is: what lies nearer is the same thing
 
