@@ -54,10 +54,10 @@ def test_a_fine_tune_goes_on_from_the_checkpoint_and_learns_new_words(
     train(settings, Sources(new, replay=old, start=start), tmp_path / "out", Budget(2, None))
     after = load_world_model(tmp_path / "out")
     assert after.config["vocabulary"] == [*start.config["vocabulary"], "banana"]
-    # Two updates of 3e-4: the weights are the checkpoint's, but for a little, and the servo is wholly; the contact is
+    # Two updates of 3e-4: the weights are the checkpoint's, but for a little, and the servo is wholly; the grip is
     # fitted to what there is now before these.
     for name, tensor in after.state_dict().items():
-        if name.startswith("contact."):
+        if name.startswith("grip."):
             continue
         rows = slice(len(before[name]))
         known = tensor[rows] if name.endswith("instruction.embedding.weight") else tensor

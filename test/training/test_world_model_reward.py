@@ -38,12 +38,12 @@ def data(tmp_path: Path, make_episode: Callable[..., Episode]) -> Path:
     return tmp_path / "data"
 
 
-def test_head_and_contact_are_fitted_once_more_on_own_rollouts(tmp_path: Path, data: Path) -> None:
+def test_the_head_is_fitted_once_more_on_own_rollouts(tmp_path: Path, data: Path) -> None:
     result = train(SETTINGS, Sources(data), tmp_path / "out", Budget(10, None))
     assert result["reward_fit"]["updates"] == 1
     fitted, last = (load_world_model(folder).state_dict() for folder in (tmp_path / "out", tmp_path / "out" / "last"))
     changed = {name for name, tensor in fitted.items() if not torch.equal(tensor, last[name])}
-    assert {name.partition(".")[0] for name in changed} == {"contact", "instruction", "reward_head"}
+    assert {name.partition(".")[0] for name in changed} == {"instruction", "reward_head"}
 
 
 def test_the_head_learns_from_few_frames_of_many_rollouts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from safetensors.torch import save_file
 from wvl_ros.checkpoints import find
 from wvl_ros.errors import CheckpointError, ConfigError
 from wvl_ros.world_model import composition
-from wvl_ros.world_model.contact import likeliest
+from wvl_ros.world_model.grip import likeliest
 from wvl_ros.world_model.instruction import InstructionEncoder, collect_vocabulary
-from wvl_ros.world_model.kinematics import GRIPPER, Kinematics
+from wvl_ros.world_model.kinematics import GRIPPER, TCP_OFFSET, Kinematics
 from wvl_ros.world_model.loading import WEIGHTS_NAME, load_world_model, save_world_model
 from wvl_ros.world_model.model import WorldModel
+from wvl_ros.world_model.things import MOST, Things
 
 SMALL = {"channels": 16, "condition_dim": 32, "vocabulary": ["cube", "red"]}
 
@@ -45,16 +47,52 @@ def test_a_fresh_model_mostly_copies_the_last_frame() -> None:
     assert out.kinematics.shape == (2, 39)
 
 
-def test_the_gripper_is_where_the_grip_says_or_where_it_is_known_to_be() -> None:
+def _closing(model: WorldModel, calibrated: float) -> tuple[Any, ...]:
+    """`_inputs` of hands over the table that are told to close."""
+    noisy, sigma, last, previous, packed, actions, context = _inputs(model, calibrated)
+    actions = torch.cat([actions[..., :6], torch.ones(2, 3, 1)], 2)
+    return noisy, sigma, last, previous, packed, actions, context
+
+
+def test_the_gripper_is_where_it_is_foreseen_or_known_to_be() -> None:
     model = load_world_model(find("world_model", "small"))
-    inputs = _inputs(model)
+    inputs = _closing(model, 1.0)
     with torch.no_grad():
-        told, known = model(*inputs), model(*inputs, gripper=torch.tensor([[0.25], [0.75]]))
-    assert torch.equal(told.kinematics[:, GRIPPER, None], likeliest(told.grip))
+        told, known = model(*inputs), model(*inputs, next_gripper=torch.tensor([[0.25], [0.75]]))
     assert known.kinematics[:, GRIPPER].tolist() == [0.25, 0.75]
-    assert torch.equal(told.grip, known.grip)
     assert not torch.equal(told.frame, known.frame)  # the pictures follow from it
     assert not torch.equal(told.reward, known.reward)
+
+
+def test_where_nothing_was_found_the_wrists_view_tells_where_the_gripper_stops() -> None:
+    model = load_world_model(find("world_model", "small"))
+    inputs = _closing(model, 0.0)
+    assert not Things.unpack(inputs[-1].things).there.any()
+    with torch.no_grad():
+        told = model(*inputs).kinematics[:, GRIPPER]
+        now, then = Kinematics.unpack(inputs[4]), model.move(inputs[4], inputs[5], inputs[-1].calibrated)[0]
+        views = composition.views(inputs[2])
+        expected = likeliest(model.grip(views[:, 2], now, then, inputs[5][:, :, 6]))
+    assert torch.allclose(told, expected[:, 0], atol=1e-5)
+
+
+def test_things_that_are_pushed_move_in_the_next_frame_and_are_drawn_there() -> None:
+    model = load_world_model(find("world_model", "small"))
+    noisy, sigma, last, previous, _, _, context = _inputs(model)
+    pose = torch.tensor([[0.5, 0.0, 0.02 + TCP_OFFSET, math.pi, 0.0, 0.0]]).repeat(2, 1)
+    command = torch.cat([pose, torch.ones(2, 1)], 1)
+    k = Kinematics.at_rest(pose, torch.ones(2, 1), command).pack()
+    actions = command[:, None].repeat(1, 3, 1)
+    actions[:, :, 0] += torch.tensor([0.015, 0.03, 0.045])
+    place, there = torch.zeros(2, MOST, 3), torch.zeros(2, MOST)
+    place[:, 0], there[0, 0] = torch.tensor([0.56, 0.0, 0.025]), 1  # in the second rollout there is none
+    things = Things.at_rest(place, torch.zeros(2, MOST), torch.full((2, MOST), 0.03), there).pack()
+    with torch.no_grad():
+        out = model(noisy, sigma, last, previous, k, actions, context._replace(things=things))
+    after = Things.unpack(out.things)
+    assert float(after.place[0, 0, 0]) > 0.565
+    assert torch.equal(after.place[1], place[1])
+    assert not torch.allclose(out.frame[0], out.frame[1], atol=0.05)
 
 
 def test_the_instruction_decides_what_counts_as_a_success_not_what_happens() -> None:

@@ -18,6 +18,8 @@ from wvl_ros.training.frame_cache import FrameCache, open_cache
 from wvl_ros.training.misnaming import Misnaming
 from wvl_ros.world_model.loading import load_world_model
 from wvl_ros.world_model.model import WorldModel
+from wvl_ros.world_model.rollout import Rollouts
+from wvl_ros.world_model.things import Things
 
 SEED = 1_500_000  # used for nothing else
 
@@ -70,6 +72,28 @@ def test_the_imagined_views_look_like_the_true_ones(
     for i, own in enumerate(imagined):
         gaps = [np.square(own.frames[-1].astype(float) - end).mean() for end in ends]
         assert int(np.argmin(gaps)) == i
+
+
+def test_what_is_carried_and_pushed_ends_where_it_truly_did(model: WorldModel, cache: FrameCache) -> None:
+    episodes = torch.arange(len(cache))
+    start, ends = torch.zeros_like(episodes), cache.frame_count - 1
+    rollouts = Rollouts(model, stop_at_success=False)
+    kinematics = cache.kinematics[cache.step(episodes, start)]
+    rollouts.start(cache.frame(episodes, start), kinematics, cache.instructions, cache.calibrated, [0] * len(cache))
+    first = Things.unpack(rollouts.things)
+    for t in range(int(ends.max())):
+        rollouts.advance(cache.chunk(episodes, torch.minimum(start + t, ends - 1)))
+    last = Things.unpack(rollouts.things)
+    for e in episodes.tolist():
+        true = [
+            Things.unpack(cache.things_at(episodes[e : e + 1], cache.step(episodes[e], at)[None]))
+            for at in (0, ends[e])
+        ]
+        moved = int((true[1].place - true[0].place)[0].norm(dim=1).argmax())
+        found = int((first.place[e] - true[0].place[0, moved]).norm(dim=1).add(9 * (1 - first.there[e])).argmin())
+        assert float((first.place[e, found] - true[0].place[0, moved]).norm()) < 0.01
+        assert float((true[1].place - true[0].place)[0, moved].norm()) > 0.05
+        assert float((last.place[e, found] - true[1].place[0, moved]).norm()) < 0.03
 
 
 def test_a_success_is_none_by_another_name(

@@ -43,7 +43,7 @@ class FrameCache:
         frame_start, frame_count, step_start, step_count: int64 (E,) of every episode.
         instructions, outcomes, tasks, sources: E strings. calibrated: float32 (E,), 1 for episodes of the calibrated
             rig.
-        things: float32 (S, 40), see `Things`.
+        things: float32 (S, 50), see `things.pack`.
         fingerprint: changes with the episodes and their labels.
     """
 
@@ -79,6 +79,14 @@ class FrameCache:
     def chunk(self, episode: Tensor, index: Tensor) -> Tensor:
         """The actions (B, K, 7) that lead from a frame to the next."""
         return self.actions[self.step(episode, index)[:, None] + torch.arange(self.actions_per_frame)]
+
+    def things_at(self, episode: Tensor, step: Tensor) -> Tensor:
+        """The packed `Things` (B, 100) of episodes (B,) at row numbers (B,) of steps; none of those that are not
+        calibrated.
+        """
+        before = torch.maximum(step - 1, self.step_start[episode])
+        found = things.things_at(self.things[before], self.things[step])
+        return found._replace(there=found.there * (self.calibrated[episode] != 0)[:, None]).pack()
 
     @property
     def labelled(self) -> Tensor:
@@ -179,7 +187,7 @@ def open_cache(
 
     grid = size // patch
     recipe = decoded.Recipe(
-        name=f"patches4_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}",
+        name=f"patches5_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}",
         frame_shape=(grid, grid, 3 * patches.VIEWS * patch * patch),
         columns=COLUMNS,
         dtype=np.float32,

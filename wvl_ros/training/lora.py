@@ -14,7 +14,7 @@ from torch import nn
 from wvl_ros.errors import ConfigError
 
 ADAPTER_FOLDER = "adapter"
-_NOT = ("tracking.", "posture.", "contact.")  # these are fitted by themselves
+_NOT = ("tracking.", "posture.", "grip.", "finder.", "physics.")  # these are fitted by themselves
 
 
 def add_lora(model: nn.Module, rank: int) -> Any:

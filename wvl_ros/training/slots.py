@@ -16,9 +16,18 @@ from torch import Tensor
 from wvl_ros.training.frame_cache import FrameCache
 from wvl_ros.training.misnaming import Misnaming, Wordings
 from wvl_ros.training.processes import Processes
+from wvl_ros.world_model.things import COLUMNS
 
 _PLACES = ("episode", "index", "wording", "ended", "calibrated")  # known to every process
-_HISTORY = ("last", "previous", "first", "kinematics", "first_kinematics")  # of a process' own rows
+_HISTORY = (
+    "last",
+    "previous",
+    "first",
+    "kinematics",
+    "first_kinematics",
+    "things",
+    "first_things",
+)  # of a process' own rows
 
 
 @dataclass
@@ -42,7 +51,7 @@ class Slots:
         episode, index: (B,) where a slot is: its last frame is frame `index` of `episode`, true or imagined.
         names, wording: what episodes may be told by, and which of it a slot is (B,), see `Wordings`.
         last, previous, first: (B, C, G, G) frames: the last two and the rollout's first.
-        kinematics, first_kinematics: packed (B, 39). calibrated: (B,).
+        kinematics, first_kinematics: packed (B, 39). things, first_things: packed (B, 100). calibrated: (B,).
     """
 
     def __init__(
@@ -74,6 +83,8 @@ class Slots:
         self.first = self.last.clone(memory_format=torch.preserve_format)
         self.kinematics = torch.zeros(batch, cache.kinematics.shape[1])
         self.first_kinematics = self.kinematics.clone()
+        self.things = torch.zeros(batch, COLUMNS)
+        self.first_things = self.things.clone()
         self.calibrated = torch.zeros(batch)
 
     def refill(self) -> None:
@@ -104,9 +115,11 @@ class Slots:
         self.first[rows[own]] = cache.frame(episode[own], anchor[own])
         self.episode[rows], self.index[rows] = episode, index
         self.wording[rows] = self.names.draw(episode, self.generator)
-        self.kinematics[rows] = cache.kinematics[cache.step(episode, index)]
-        self.first_kinematics[rows] = cache.kinematics[cache.step(episode, anchor)]
         known = self._uniform(n) >= settings.uncalibrated_share
+        for name, frames in (("", index), ("first_", anchor)):
+            step = cache.step(episode, frames)
+            getattr(self, f"{name}kinematics")[rows] = cache.kinematics[step]
+            getattr(self, f"{name}things")[rows] = cache.things_at(episode, step) * known[:, None]
         self.calibrated[rows] = cache.calibrated[episode] * known
         self.ended[rows] = False
 
@@ -115,8 +128,10 @@ class Slots:
         lasts = self._uniform(len(self.index)) < 1 - 1 / max(1.0, rollout_length)
         return lasts & (self.index + 2 < self.cache.frame_count[self.episode])
 
-    def advance(self, going_on: Tensor, frame: Tensor, kinematics: Tensor) -> None:
-        """Takes over the model's frames and kinematics of this process' rows where a slot goes on, ends the others."""
+    def advance(self, going_on: Tensor, frame: Tensor, kinematics: Tensor, things: Tensor) -> None:
+        """Takes over the model's frames, kinematics and things of this process' rows where a slot goes on, ends the
+        others.
+        """
         goes = going_on[self.rows]
         self.previous = self.last
         # One memory layout always: sums depend on it in their last bits, and a resumed run must equal an unbroken one.
@@ -124,8 +139,9 @@ class Slots:
         self.last[self.rows] = torch.where(
             goes[:, None, None, None], frame.detach().clamp(-1, 1), self.previous[self.rows]
         )
-        self.kinematics = self.kinematics.clone()
-        self.kinematics[self.rows] = torch.where(goes[:, None], kinematics.detach(), self.kinematics[self.rows])
+        for name, value in (("kinematics", kinematics), ("things", things)):
+            setattr(self, name, getattr(self, name).clone())
+            getattr(self, name)[self.rows] = torch.where(goes[:, None], value.detach(), getattr(self, name)[self.rows])
         self.index = torch.where(going_on, self.index + 1, self.index)
         self.ended = ~going_on
 

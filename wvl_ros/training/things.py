@@ -1,37 +1,19 @@
 """Where the things on the table were at every step of an episode, where it says so.
 
-A simulator knows; a real robot's episodes do not, and are learned from by their pictures alone.
+A simulator knows; a real robot's episodes say it where somebody tracked the things, else nothing.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MOST = 8  # things of an episode; more are left out
+from wvl_ros.world_model.things import MOST, Things, turn_between
+
 _POSE = 5  # numbers of each
 COLUMNS = MOST * _POSE
-
-
-class Things(NamedTuple):
-    """Of B moments: `place` (B, 8, 2) in m of the base, `height` (B, 8) of the middle above the table in m, `yaw`
-    (B, 8) in rad, `half` (B, 8) of the width in m. NaN where there is none or nothing is known.
-    """
-
-    place: Tensor
-    height: Tensor
-    yaw: Tensor
-    half: Tensor
-
-    @classmethod
-    def unpack(cls, packed: Tensor) -> Things:
-        """Of rows (B, COLUMNS)."""
-        poses = packed.unflatten(1, (MOST, _POSE))
-        return cls(poses[..., :2], poses[..., 2], poses[..., 3], poses[..., 4])
+JUMP = 0.1  # m in a control step: what moved further was put there, or fell off the table
 
 
 def pack(objects: NDArray[np.float64] | None, steps: int) -> NDArray[np.float32]:
@@ -47,7 +29,12 @@ def mirrored(packed: Tensor) -> Tensor:
     return packed * packed.new_tensor([1.0, -1.0, 1.0, -1.0, 1.0]).repeat(MOST)
 
 
-def turn_between(before: Tensor, after: Tensor) -> Tensor:
-    """By how many rad something square has turned, at most an eighth of a circle; yaws of one shape."""
-    quarter = torch.pi / 2
-    return (after - before + quarter / 2) % quarter - quarter / 2
+def things_at(before: Tensor, now: Tensor) -> Things:
+    """The things of rows (B, COLUMNS) at a control step and at the one before it; none where nothing is known."""
+    last, poses = (rows.unflatten(1, (MOST, _POSE)) for rows in (before, now))
+    there = ~poses[..., 2].isnan()
+    last, poses = last.nan_to_num(), poses.nan_to_num()
+    motion = poses[..., :3] - last[..., :3]
+    motion = motion * (motion.norm(dim=2, keepdim=True) < JUMP)
+    spin = turn_between(last[..., 3], poses[..., 3])
+    return Things(poses[..., :3], poses[..., 3], poses[..., 4], motion, spin, there.float())

@@ -172,7 +172,7 @@ class Run:
         return verdict
 
     def _finish(self) -> dict[str, Any]:
-        """Fits contact and reward head of the best checkpoint once more, on what it draws; chooses the threshold."""
+        """Fits the reward head of the best checkpoint once more, on what it draws; chooses the threshold."""
         trainer, result = self.trainer, {}
         if self.held is not None:
             verdicts = self._verdicts()
@@ -185,8 +185,6 @@ class Run:
                 checkpointing.restore_module(trainer.average, tensors, "average")
             result["kept"] = kept.facts()
         if self.fit_share:
-            result["contact_fit"] = trainer.fit_contact_again()
-            trainer.log("contact_fit", result["contact_fit"])
             result["reward_fit"] = self._fit_reward()
             trainer.log("reward_fit", result["reward_fit"])
         if self.held is not None:

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from wvl_ros.training import checkpointing, lora
-from wvl_ros.training.contact_fit import fit_contact, imagined_contacts
 from wvl_ros.training.descent import Descent, Losses
+from wvl_ros.training.finder_fit import fit_finder
+from wvl_ros.training.grip_fit import fit_grip
 from wvl_ros.training.journal import Journal
 from wvl_ros.training.misnaming import Misnaming
 from wvl_ros.training.outcome_fit import fit_outcome
+from wvl_ros.training.physics_fit import fit_physics
 from wvl_ros.training.posture import fit_posture
 from wvl_ros.training.processes import Processes
 from wvl_ros.training.slots import Slots, SlotSettings
@@ -29,9 +31,9 @@ from wvl_ros.world_model.rollout import has_bfloat16
 
 STATE_FILE = "state.safetensors"
 _OUTCOME_FRESH = 1500  # updates of the reward head's part that sees frames alone, before a fresh model
-_CONTACT_FRESH, _CONTACT_KNOWN = 2500, 150  # updates of the contact alone, before a fresh model and before a fine-tune
-_CONTACT_AGAIN, _CONTACT_ROLLOUTS = 1000, 480  # updates at the end of a run, and rollouts whose frames they see
-_FINE_TUNED = 0.25  # share of these at the end of a fine-tune
+_GRIP = 1000  # updates of the grip, before a fresh model
+_FINE_TUNED = 0.15  # share of them before a fine-tune
+_APART = ("tracking", "posture", "grip", "finder", "physics")  # fitted beforehand, by themselves
 LAST_FOLDER = "last"  # the last weights; the run's folder itself has the best
 
 
@@ -80,7 +82,7 @@ class Trainer:
         self.validations: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
-        """Takes up the state on disk, or fits servo, posture and contact and starts."""
+        """Takes up the state on disk, or fits what is fitted by itself and starts."""
         path = self.out / STATE_FILE
         resumed = path.is_file()
         tracking, posture = self.model.tracking, self.model.posture
@@ -98,15 +100,17 @@ class Trainer:
             else:
                 fit_others(tracking, self.data.own, self.generator)
             if self.adapter is None:
-                updates = round((_CONTACT_FRESH if self.fresh else _CONTACT_KNOWN) * effort)
-                fitted |= fit_contact(self.model, self.cache, self.generator, updates)
+                updates = round(_GRIP * effort * (1 if self.fresh else _FINE_TUNED))
+                fitted |= fit_grip(self.model, self.cache, self.generator, updates)
             if self.fresh:
+                fitted |= fit_physics(self.model, self.cache, self.generator, effort)
+                fitted |= fit_finder(self.model, self.cache, self.generator, effort)
                 fitted |= self._fit_outcome(round(_OUTCOME_FRESH * effort))
             self.processes.copy_from_main(self.model)
-            for name in ("tracking", "posture", "contact", "reward_head"):
+            for name in (*_APART, "reward_head"):
                 getattr(self.average, name).load_state_dict(getattr(self.model, name).state_dict())
-        # Not the contact either: on the few closing frames of a batch it would forget what it was fitted to.
-        for part in (tracking, posture, self.model.contact):
+        for name in _APART:
+            part = getattr(self.model, name)
             part.requires_grad_(False).zero_grad(set_to_none=True)
         if not self.joint:
             self.model.reward_head.requires_grad_(False)  # it is fitted after the run
@@ -173,16 +177,18 @@ class Trainer:
         episode, index, wording = slots.episode[own], slots.index[own], slots.wording[own]
         after = cache.step(episode, index + 1)
         true, gripper = cache.frame(episode, index + 1), cache.kinematics[after, GRIPPER : GRIPPER + 1]
+        next_things = cache.things_at(episode, after) * (slots.calibrated[own] != 0)[:, None]
         last, first = slots.last[own], slots.first[own]
         level = sigma[:, None, None, None]
         noisy = ((1 - level) * true + level * noise).contiguous(memory_format=torch.channels_last)
         exact = settings.bfloat16 is False or (settings.bfloat16 is None and not has_bfloat16())
         with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
             tokens = self.model.instruction.tokens(slots.names.told(episode, wording))
-            context = self.model.context(first, slots.first_kinematics[own], tokens, slots.calibrated[own])
-            chunk = cache.chunk(episode, index)
-            kinematics = slots.kinematics[own]
-            out = self.model(noisy, sigma, last, slots.previous[own], kinematics, chunk, context, gripper)
+            start = (slots.first_kinematics[own], tokens, slots.calibrated[own], slots.first_things[own])
+            context = self.model.context(first, *start)
+            chunk, things = cache.chunk(episode, index), slots.things[own]
+            known = (things, gripper, next_things)
+            out = self.model(noisy, sigma, last, slots.previous[own], slots.kinematics[own], chunk, context, *known)
         parts = {
             "image": image_loss(out.frame, true, last, first, settings.change_weight),
             "reward": reward_loss(out.reward, cache.rewards[after] * (wording == 0), sigma, self.labelled[episode]),
@@ -195,20 +201,8 @@ class Trainer:
         self.descent.finish(self.step, done)
         self.step += 1
         self._average_weights()
-        slots.advance(going_on, out.frame, out.kinematics)
+        slots.advance(going_on, out.frame, out.kinematics, out.things)
         self.losses.add({name: float(value.detach()) for name, value in parts.items()}, self.processes)
-
-    def fit_contact_again(self) -> dict[str, float]:
-        """Fits the averaged model's contact once more, half on frames that this model draws; see `fit_contact`."""
-        effort, contact = self.settings.tracking_effort * (1 if self.fresh else _FINE_TUNED), self.average.contact
-        asked = [p.requires_grad for p in contact.parameters()]
-        contact.requires_grad_(True)
-        generator = torch.Generator().manual_seed(self.settings.seed + 2)
-        own = imagined_contacts(self.average, self.cache, generator, round(_CONTACT_ROLLOUTS * effort))
-        found = fit_contact(self.average, self.cache, generator, round(_CONTACT_AGAIN * effort), own)
-        for p, grad in zip(contact.parameters(), asked, strict=True):
-            p.requires_grad_(grad)
-        return found
 
     @property
     def rate(self) -> float:

@@ -1,11 +1,10 @@
 """The next frame as a mixture of copies and new values, and where the copies come from.
 
 Each pixel is mixed of six: a new value, the last frame moved, the last frame, the first one, the last one moved
-rigidly, and the last one moved as what the hand touches. Moved means: in the fixed views as the nearest part of the arm
-moves (so that what the hand holds comes along sharply), in the wrist view as the table would seem to move; in both, the
-network adds its own correction. Rigidly means without one, and in the wrist view as what stands on the table would seem
-to move. What is touched moves in all views by one motion along the table (`contact`), so that it keeps its shape and
-the views agree. What need not be drawn anew does not drift.
+rigidly, and the things of the first frame laid where they are now (`thing_copies`). Moved means: in the fixed views as
+the nearest part of the arm moves (so that what the hand holds comes along sharply), in the wrist view as the table
+would seem to move; in both, the network adds its own correction. Rigidly means without one, and in the wrist view as
+what stands on the table would seem to move. What need not be drawn anew does not drift.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wvl_ros.world_model.contact import CELL, CELLS, MIDDLE, Contact
 from wvl_ros.world_model.geometry import CameraGeometry
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.patches import VIEWS
 
-CHOICES = 6  # new, moved, last, first, rigid, touched
-_SURE = 6.0  # how much the mask of what is touched adds to the choice of its copy
+CHOICES = 6  # new, moved, last, first, rigid, laid
+_SURE = 6.0  # how much the mask of the things adds to the choice of their copy
 STANDING = 0.04  # m above the table: the upper side of a usual object
 REACH = 0.125  # of the image: the longest correction of a motion, 8 of 64 pixels
 
@@ -60,7 +58,7 @@ class Copies(NamedTuple):
     around: Tensor
     place: Tensor
     inside: Tensor
-    touched: Tensor
+    laid: Tensor
     mask: Tensor
 
 
@@ -72,13 +70,14 @@ def copies(
     now: Kinematics,
     then: Kinematics,
     arms: tuple[Tensor, Tensor],
-    contact: Contact,
+    laid: tuple[Tensor, Tensor],
     calibrated: Tensor,
     patch: int,
 ) -> Copies:
     """The copies for frames `last` and `first`.
 
-    `arms`: (B, 4, 3) m now and then, see `Posture.chain`. `calibrated` (B,): 0 leaves all where it is.
+    `arms`: (B, 4, 3) m now and then, see `Posture.chain`. `laid`: see `lay_things`. `calibrated` (B,): 0 leaves all
+    where it is.
     """
     batch = len(last.views)
     known = calibrated[:, None, None, None] != 0
@@ -98,8 +97,8 @@ def copies(
     moved_images = torch.stack([sample(last.images[:, v], arm[v], sharp=True) for v in (0, 1)] + [filled], 1)
     all_inside = torch.ones_like(from_last[:, 0])
     nothing = torch.zeros_like(last.views[:, :2])
-    touched, mask = _touched(geometry, last, now, then, contact, known)
     all_moved = unimages(moved_images, patch)
+    things = torch.where(known[..., None], laid[0], last.images)
     return Copies(
         last=last,
         moved=all_moved,
@@ -108,8 +107,8 @@ def copies(
         around=torch.cat([nothing, unimages(around[:, None], patch)], 1),
         place=torch.stack([*arm, table], 1),
         inside=torch.stack([all_inside, all_inside, from_last[:, 0]], 1),
-        touched=unimages(touched, patch),
-        mask=_unmask(mask, patch),
+        laid=unimages(things, patch),
+        mask=_unmask(laid[1], patch),
     )
 
 
@@ -139,25 +138,6 @@ def _around(geometry: CameraGeometry, first_images: Tensor, then: Kinematics) ->
         place, inside = geometry.places_in(view, then)
         result = torch.where(inside[:, None], sample(first_images[:, view], place), result)
     return result
-
-
-def _touched(
-    geometry: CameraGeometry, last: Picture, now: Kinematics, then: Kinematics, contact: Contact, known: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The last frame with all moved as what the hand touches (B, V, 3, S, S), and where that is (B, V, S, S), 0..1."""
-    size, mask = geometry.size, contact.mask.sigmoid()[:, None]
-    pictures, masks = [], []
-    for view in range(VIEWS):
-        height = STANDING if view == 2 else MIDDLE
-        spots = geometry.level(view, then, height)
-        before = F.pad(contact.before(spots), (0, 1), value=height)
-        place, _ = geometry.places_of(view, before, now)
-        here = known & geometry.known[view]
-        place = torch.where(here, place.unflatten(1, (size, size)), geometry.still(len(place)))
-        pictures.append(sample(last.images[:, view], place, sharp=True))
-        where = (2 / (CELLS * CELL) * contact.below.local(spots)).unflatten(1, (size, size))
-        masks.append(F.grid_sample(mask, where, align_corners=False)[:, 0] * here[:, 0])
-    return torch.stack(pictures, 1), torch.stack(masks, 1)
 
 
 def _unmask(mask: Tensor, patch: int) -> Tensor:
@@ -197,7 +177,7 @@ def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, p
     moved = torch.where(inside, split(moved), split(given.moved))
     new = old + split(change)
     mixed = weights[..., 0:1, :] * new
-    for i, part in enumerate((moved, old, split(given.first), split(given.rigid), split(given.touched)), 1):
+    for i, part in enumerate((moved, old, split(given.first), split(given.rigid), split(given.laid)), 1):
         mixed = torch.addcmul(mixed, weights[..., i : i + 1, :], part)
     return mixed.flatten(4)
 

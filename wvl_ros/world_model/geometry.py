@@ -71,7 +71,6 @@ class CameraGeometry(nn.Module):
             self.register_buffer(f"pixels_{n}", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)
         for view in (0, 1):
             self.register_buffer(f"spots_{view}", self._spots(view, grid), persistent=False)
-            self.register_buffer(f"level_{view}", self._spots(view, size), persistent=False)
 
     def maps(self, k: Kinematics) -> Tensor:
         """(B, 3, 4, G, G): markers of palm, two fingertips and floor shadow in the fixed views, table coordinates in
@@ -223,13 +222,17 @@ class CameraGeometry(nn.Module):
         place = place.clamp(-3, 3)
         return place, place.abs().amax(2) <= 1.0
 
-    def level(self, view: int, k: Kinematics, height: float) -> Tensor:
-        """(B, S^2, 2) m: where each pixel's ray is `height` m above the table; of the wrist view, at `k`."""
-        if not self.known[view]:
-            return k.position.new_zeros(len(k.position), self.size**2, 2)
+    def rays(self, view: int, k: Kinematics) -> tuple[Tensor, Tensor]:
+        """Of a calibrated view, the wrist's at `k`: where its camera is, (B, 3) m, and where its pixels look,
+        (B, S^2, 3).
+        """
         if view == 2:
-            return self._table(k, self.size, height)
-        return self.get_buffer(f"level_{view}").expand(len(k.position), -1, -1)
+            position, rotation = self._wrist(k)
+            return position, self.get_buffer(f"rays_{self.size}") @ rotation.transpose(1, 2)
+        batch = len(k.position)
+        x, y = self.get_buffer(f"pixels_{self.size}").T / self.focal[view]
+        ways = torch.stack([x, -y, -torch.ones_like(x)], 1) @ self.get_buffer(f"rotation_{view}").T
+        return self.get_buffer(f"position_{view}").expand(batch, -1), ways.expand(batch, -1, -1)
 
     def project(self, view: int, points: Tensor) -> Tensor:
         """Pixels (B, N, 2) from the centre, in image heights (x right, y down), of points (B, N, 3) of the base in a

@@ -23,26 +23,30 @@ from wvl_ros.errors import ConfigError
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.blocks import UNet, zero
 from wvl_ros.world_model.composition import Picture
-from wvl_ros.world_model.contact import ContactNetwork, likeliest
+from wvl_ros.world_model.finder import ThingFinder
 from wvl_ros.world_model.geometry import MAPS_PER_VIEW, REACH_PER_VIEW, CameraGeometry
+from wvl_ros.world_model.grip import GripNetwork, likeliest
 from wvl_ros.world_model.instruction import InstructionEncoder
 from wvl_ros.world_model.kinematics import STATE_DIM, STATE_SCALE, Kinematics
 from wvl_ros.world_model.patches import VIEWS
+from wvl_ros.world_model.physics import Physics
 from wvl_ros.world_model.posture import MAPS, Posture
 from wvl_ros.world_model.reward_head import RewardHead
+from wvl_ros.world_model.thing_copies import lay_things
+from wvl_ros.world_model.things import Things
 from wvl_ros.world_model.tracking import Tracking
 
 
 @dataclass
 class WorldModelOutput(BaseOutput):
-    """Of one frame: `frame` float32 (B, C, G, G) in -1..1 (clean), `reward` float32 (B,) logit, `kinematics` packed (B,
-    39), `grip` float32 (B, 26) logits of the gripper's position, and the `evidence` that the reward was told from.
+    """Of one frame: `frame` float32 (B, C, G, G) in -1..1 (clean), `reward` float32 (B,) logit, packed `kinematics` (B,
+    39) and `things` (B, 100), and the `evidence` that the reward was told from.
     """
 
     frame: Tensor
     reward: Tensor
     kinematics: Tensor
-    grip: Tensor
+    things: Tensor
     evidence: Evidence
 
 
@@ -65,7 +69,7 @@ class Evidence(NamedTuple):
 class Context(NamedTuple):
     """What does not change inside a rollout: computed once, used for every frame. Batch first, all of it.
 
-    first: the first frame. kinematics (B, 39): of it, packed. calibrated (B,): 1 where the images come
+    first: the first frame. kinematics (B, 39), things (B, 100): of it, packed. calibrated (B,): 1 where the images come
     from the calibrated cameras, else 0. text (B, instruction_dim), told (B, ...): the instruction as the two parts of
     the reward head read it; what is drawn does not depend on it. seen (B V, ...): the reward head's view of the first
     frame.
@@ -73,6 +77,7 @@ class Context(NamedTuple):
 
     first: Picture
     kinematics: Tensor
+    things: Tensor
     calibrated: Tensor
     text: Tensor
     told: Tensor
@@ -81,8 +86,8 @@ class Context(NamedTuple):
     def select(self, rows: Tensor) -> Context:
         """Of some of the rollouts (n,)."""
         seen = self.seen.unflatten(0, (-1, VIEWS))[rows].flatten(0, 1)
-        kinematics, calibrated, text, told = (part[rows] for part in self[1:5])
-        return Context(self.first.select(rows), kinematics, calibrated, text, told, seen)
+        kinematics, things, calibrated, text, told = (part[rows] for part in self[1:6])
+        return Context(self.first.select(rows), kinematics, things, calibrated, text, told, seen)
 
 
 class WorldModel(ModelMixin, ConfigMixin):
@@ -154,7 +159,8 @@ class WorldModel(ModelMixin, ConfigMixin):
         self.to_frame = nn.Conv2d(channels, self.view_channels, 1)
         self.to_choice = nn.Conv2d(channels, patch * patch * composition.CHOICES, 1)
         self.to_correction = nn.Conv2d(channels, 2, 1)
-        self.contact = ContactNetwork(self.geometry, self.view_channels, grid, actions_per_frame)
+        self.finder, self.physics = ThingFinder(self.geometry), Physics()
+        self.grip = GripNetwork(self.view_channels, grid, actions_per_frame)
         pooled = 2 * 2 * channels * VIEWS
         self.reward_head = RewardHead(
             self.view_channels, channels, pooled, 3 * STATE_DIM, instruction_dim, grid, vocabulary
@@ -167,14 +173,35 @@ class WorldModel(ModelMixin, ConfigMixin):
         # nn.Module.to: the one of diffusers imports peft and transformers (seconds).
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def context(self, first: Tensor, kinematics: Tensor, instruction: Tensor, calibrated: Tensor) -> Context:
+    def context(
+        self,
+        first: Tensor,
+        kinematics: Tensor,
+        instruction: Tensor,
+        calibrated: Tensor,
+        things: Tensor | None = None,
+    ) -> Context:
         """What `forward` needs of a rollout's start: first frame (B, C, G, G), packed kinematics (B, 39), word numbers
-        (B, words) of `self.instruction.tokens`, `calibrated` (B,).
+        (B, words) of `self.instruction.tokens`, `calibrated` (B,), packed things (B, 100) where they are known; None
+        finds them.
         """
         text, told = self.instruction(instruction).float(), self.reward_head.outcome.instruction(instruction).float()
         picture = Picture.of(first, int(self.config["patch"]))
         seen = self.reward_head.first(_as_images(picture.views))
-        return Context(picture, kinematics.float(), calibrated.float(), text, told, seen)
+        if things is None:
+            things = self.find(picture, kinematics, calibrated)
+        return Context(picture, kinematics.float(), things, calibrated.float(), text, told, seen)
+
+    @torch.no_grad()
+    def find(self, picture: Picture, kinematics: Tensor, calibrated: Tensor) -> Tensor:
+        """The packed things (B, 100) that frames show, taken at packed kinematics (B, 39); none where the cameras are
+        not `calibrated` (B,).
+        """
+        if not all(self.geometry.known) or not bool((calibrated != 0).any()):
+            return Things.none(len(kinematics)).pack()
+        with torch.autocast(kinematics.device.type, enabled=False):
+            things = self.finder.find(picture.images, Kinematics.unpack(kinematics.float()))
+        return things._replace(there=things.there * (calibrated != 0)[:, None]).pack()
 
     def move(self, kinematics: Tensor, actions: Tensor, calibrated: Tensor) -> tuple[Kinematics, Tensor]:
         """The arm alone, from packed kinematics (B, 39) under actions (B, K, 7); `calibrated` (B,) as in `forward`.
@@ -188,6 +215,21 @@ class WorldModel(ModelMixin, ConfigMixin):
             k = self.tracking(k, actions[:, i], calibrated)
             commanded.append(k.commanded_state())
         return k, torch.stack(commanded, 1)
+
+    def play(
+        self, kinematics: Tensor, things: Tensor, actions: Tensor, calibrated: Tensor
+    ) -> tuple[Kinematics, Tensor, Tensor]:
+        """`move` among packed things (B, 100) that the arm pushes and holds, and that stop its gripper; and these."""
+        k, t = Kinematics.unpack(kinematics), Things.unpack(things)
+        some = bool((t.there > 0).any())
+        commanded = []
+        for i in range(actions.shape[1]):
+            then = self.tracking(k, actions[:, i], calibrated)
+            commanded.append(then.commanded_state())
+            if some:
+                t, then = self.physics(k, then, t)
+            k = then
+        return k, torch.stack(commanded, 1), t.pack()
 
     def maps(self, k: Kinematics, calibrated: Tensor) -> Tensor:
         """`CameraGeometry.maps` and `reach` of arms as views (B, V, G, G, 8); zeros where `calibrated` (B,) is 0."""
@@ -203,7 +245,9 @@ class WorldModel(ModelMixin, ConfigMixin):
         kinematics: Tensor,
         actions: Tensor,
         context: Context,
-        gripper: Tensor | None = None,
+        things: Tensor | None = None,
+        next_gripper: Tensor | None = None,
+        next_things: Tensor | None = None,
     ) -> WorldModelOutput:
         """One denoising pass.
 
@@ -213,26 +257,33 @@ class WorldModel(ModelMixin, ConfigMixin):
             kinematics: packed (B, 39), of the last frame.
             actions: (B, K, 7) absolute flange poses and gripper commands, K = actions_per_frame.
             context: of the rollouts' starts.
-            gripper: (B, 1) its next position where it is known, to train by; None takes the likeliest.
+            things: packed (B, 100), of the last frame; None: it is the first.
+            next_gripper, next_things: its position (B, 1) and the things in the next frame where they are known, to
+                train by; None foresees them.
         """
         patch, calibrated, precision = int(self.config["patch"]), context.calibrated, _precision()
-        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):  # bfloat16 is wrong by half a pixel
             now = Kinematics.unpack(kinematics.float())
-            then, commanded = self.move(kinematics.float(), actions.float(), calibrated)
+            here = context.things if things is None else things
+            if next_things is None:
+                then, commanded, after = self.play(kinematics.float(), here, actions.float(), calibrated)
+            else:
+                (then, commanded), after = self.move(kinematics.float(), actions.float(), calibrated), next_things
             seen = Picture.of(last, patch)
             maps_then = self.maps(then, calibrated)
             first_k = Kinematics.unpack(context.kinematics)
-        with torch.autocast(noisy.device.type, enabled=False):  # in bfloat16 places would be off by half a pixel
-            first_seen, commands = context.first.images, actions[:, :, 6].float()
-            contact = self.contact(seen.images, first_seen, first_k, now, then, commands, seen.views[:, 2], calibrated)
-        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
-            then = then._replace(gripper=likeliest(contact.grip) if gripper is None else gripper.float())
+            if next_gripper is not None:
+                then = then._replace(gripper=next_gripper.float())
+            else:
+                then = self._stopped(seen, now, then, actions, Things.unpack(here).there)
             now_state, then_state = now.state(), then.state()
             facts = self._facts(now, now_state, then_state, commanded, sigma, calibrated)
             links = [self.posture.links(k, calibrated < 0) for k in (now, then)]
             arms = (self.posture.chain(now, links[0]), self.posture.chain(then, links[1]))
+            scenes = [Things.unpack(packed) for packed in (context.things, after)]
+            laid = lay_things(self.geometry, context.first.images, first_k, then, *scenes)
             given = composition.copies(
-                self.geometry, seen, context.first, first_k, now, then, arms, contact, calibrated, patch
+                self.geometry, seen, context.first, first_k, now, then, arms, laid, calibrated, patch
             )
             outlines = self.geometry.silhouettes(*self.posture.segments(then, links[1])).flatten(0, 1)
             outlines = nn.functional.pixel_unshuffle(outlines, patch // 2).unflatten(0, (-1, VIEWS))
@@ -241,7 +292,7 @@ class WorldModel(ModelMixin, ConfigMixin):
             old = composition.views(previous) - seen.views
             parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.rigid]
             parts += [given.around, self.maps(now, calibrated), maps_then, outlines]
-            parts += [self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1), given.touched, given.mask]
+            parts += [self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1), given.laid, given.mask]
             x = _as_images(torch.cat([part.to(precision) for part in parts], 4))
         # Not of the instruction: told it, the network draws what was asked for instead of what the arm does.
         condition = self.condition(facts)[:, None] + self.view
@@ -260,8 +311,16 @@ class WorldModel(ModelMixin, ConfigMixin):
         evidence = Evidence(clean, full, pooled, arm)
         reward = self.reward_head(context.seen, *evidence, context.text, context.told)
         return WorldModelOutput(
-            frame=composition.frame(drawn), reward=reward, kinematics=then.pack(), grip=contact.grip, evidence=evidence
+            frame=composition.frame(drawn), reward=reward, kinematics=then.pack(), things=after, evidence=evidence
         )
+
+    def _stopped(self, seen: Picture, now: Kinematics, then: Kinematics, actions: Tensor, there: Tensor) -> Kinematics:
+        """`then`; where no thing is `there` (B, 10), with the gripper where the wrist's view makes it stop."""
+        unknown = there.sum(1, keepdim=True) == 0
+        if not bool(unknown.any()):
+            return then
+        gripper = likeliest(self.grip(seen.views[:, 2], now, then, actions[:, :, 6].float()))
+        return then._replace(gripper=torch.where(unknown, gripper, then.gripper))
 
     def judge(self, evidence: Evidence, first: Tensor, instruction: Tensor) -> Tensor:
         """The reward's logits (B,) once more, from evidence, first frames (B, C, G, G) and word numbers (B, words): to

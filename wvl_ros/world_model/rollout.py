@@ -61,6 +61,7 @@ class Rollouts:
         tokens = self.model.instruction.tokens(instructions)
         with torch.no_grad():
             self._context = self.model.context(self.last, kinematics, tokens, calibrated)
+        self.things = self._context.things
         self.success_probability = torch.zeros(len(frames))
         self.active = torch.ones(len(frames), dtype=torch.bool)
         self.success = torch.zeros(len(frames), dtype=torch.bool)
@@ -98,10 +99,11 @@ class Rollouts:
         self._actions = []
         self.drawn = rows = self.active.nonzero()[:, 0]
         if len(rows):
-            frame, reward, kinematics = self._denoise(rows, actions[rows])
+            frame, reward, kinematics, things = self._denoise(rows, actions[rows])
             self._previous, self.last, self.kinematics = self.last, self.last.clone(), self.kinematics.clone()
             self.success_probability = self.success_probability.clone()
-            self.last[rows], self.kinematics[rows] = frame, kinematics
+            self.things = self.things.clone()
+            self.last[rows], self.kinematics[rows], self.things[rows] = frame, kinematics, things
             self.success_probability[rows] = reward
             self._judge(rows)
         self._base = self.kinematics
@@ -124,7 +126,7 @@ class Rollouts:
         if self.stop_at_success:
             self.active &= ~self.success
 
-    def _denoise(self, rows: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _denoise(self, rows: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shape = self.last.shape[1:]
         if self.steps == 1:  # the first step draws from what is known; noise would be weighed with nothing
             x = torch.zeros(len(rows), *shape)
@@ -133,13 +135,14 @@ class Rollouts:
         x = x.contiguous(memory_format=torch.channels_last)
         sigmas = torch.linspace(1, 0, self.steps + 1)
         bfloat16 = self.in_bfloat16(len(rows))
-        given = (self.last[rows], self._previous[rows], self._base[rows], actions, self._context.select(rows))
+        history = (self.last[rows], self._previous[rows], self._base[rows])
+        given = (*history, actions, self._context.select(rows), self.things[rows])
         for now, after in itertools.pairwise(sigmas):
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 out = self.model(x, now.expand(len(rows)), *given)
             x = x + (after - now) * (x - out.frame) / now if after > 0 else out.frame
         self.evidence = out.evidence
-        return x.clamp(-1, 1), torch.sigmoid(out.reward), out.kinematics
+        return x.clamp(-1, 1), torch.sigmoid(out.reward), out.kinematics, out.things
 
 
 def has_bfloat16() -> bool:
