@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from wvl_ros.errors import EpisodeError
 from wvl_ros.sans.collect import collect_episode
+from wvl_ros.sans.episodes import iter_episodes
 from wvl_ros.training import finder_fit
 from wvl_ros.training.finder_fit import fit_finder
+from wvl_ros.training.slots import Slots, SlotSettings
 from wvl_ros.training.world_model_data import TrainingData, open_data
 from wvl_ros.training.world_model_settings import WorldModelTraining, build_model
+from wvl_ros.world_model.things import Things
 from wvl_ros.worlds.tabletop import TabletopWorld
 
 
@@ -44,3 +49,28 @@ def test_of_episodes_that_say_nothing_it_learns_nothing(data: TrainingData) -> N
     unknown.things = torch.full_like(unknown.things, torch.nan)
     assert fit_finder(model, unknown, torch.Generator().manual_seed(0)) == {}
     assert all(torch.equal(before[name], weight) for name, weight in model.finder.state_dict().items())
+
+
+def test_slots_carry_the_things_of_their_frames_where_cameras_are_calibrated(data: TrainingData) -> None:
+    cache = data.cache
+    settings = SlotSettings(32, 0.0, 0.5, 0.0, 0.4, 0.0, [])
+    slots = Slots(cache, settings, torch.Generator().manual_seed(0), torch.ones(len(cache)))
+    slots.refill()
+    true = cache.things_at(slots.episode, cache.step(slots.episode, slots.index))
+    known = slots.calibrated != 0
+    assert bool(known.any())
+    assert bool((~known).any())
+    assert torch.equal(slots.things, true * known[:, None])
+    assert bool((Things.unpack(slots.first_things).there.sum(1) > 0).eq(known).all())
+    going_on, moved = torch.arange(32) % 2 == 0, slots.things + 0.01
+    slots.advance(going_on, slots.last, slots.kinematics, moved)
+    assert torch.equal(slots.things, torch.where(going_on[:, None], moved, true * known[:, None]))
+
+
+def test_things_that_an_episode_tells_wrongly_are_refused(data: TrainingData, tmp_path: Path) -> None:
+    episode = next(iter_episodes(data.path))
+    for objects, told in (([[0.5, 0.0, 0.02]], "(1, 3)"), ([[1.0], [1.0, 2.0]], "an uneven list")):
+        replace(episode, extra=episode.extra | {"objects": objects}).save(tmp_path / "one.safetensors")
+        with pytest.raises(EpisodeError, match="`objects`") as refused:
+            open_data(WorldModelTraining(), {}, tmp_path)
+        assert told in str(refused.value)

@@ -11,7 +11,6 @@ import torch
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training import grip_fit
 from wvl_ros.training.grip_fit import _tell, fit_grip, frames_by_kind
-from wvl_ros.training.physics_fit import unseen_episodes
 from wvl_ros.training.world_model_data import TrainingData, open_data
 from wvl_ros.training.world_model_settings import WorldModelTraining, build_model
 from wvl_ros.world_model.grip import likeliest
@@ -37,7 +36,7 @@ def test_it_learns_where_a_gripper_that_closes_is_next(data: TrainingData, monke
     assert {"grip_closing_right", "grip_other_right"} <= set(found)  # of two unseen episodes: too few to ask more
     closing = frames_by_kind(data.cache)["closing"]
     with torch.no_grad():
-        told, true = _tell(model, data.cache, closing[~unseen_episodes(data.cache)[closing[:, 0]]])
+        told, true = _tell(model, data.cache, closing[~data.cache.held_out[closing[:, 0]]])
     assert float(((likeliest(told) - true).abs() < 0.1).float().mean()) > 0.9
 
 
@@ -51,7 +50,7 @@ def test_closing_is_when_it_moves_and_is_told_to_close(data: TrainingData) -> No
 
 
 def test_an_episode_and_its_mirror_image_are_unseen_together(data: TrainingData) -> None:
-    unseen = unseen_episodes(data.cache)
+    unseen = data.cache.held_out
     own = len(data.own)
     assert len(data.cache) == 2 * own
     assert torch.equal(unseen[:own], unseen[own:])

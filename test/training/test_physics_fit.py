@@ -8,7 +8,7 @@ import torch
 
 from wvl_ros.training import physics_fit, things
 from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.training.physics_fit import fit_physics, unseen_episodes
+from wvl_ros.training.physics_fit import fit_physics
 from wvl_ros.training.world_model_settings import rig_facts
 from wvl_ros.world_model.kinematics import TCP_OFFSET, Kinematics
 from wvl_ros.world_model.model import WorldModel
@@ -74,5 +74,5 @@ def test_where_no_episode_says_where_things_were_nothing_is_learned() -> None:
 
 
 def test_a_tenth_of_the_episodes_is_left_for_the_report() -> None:
-    unseen = unseen_episodes(_pushes())
+    unseen = _pushes().held_out
     assert int(unseen.sum()) == EPISODES // 10

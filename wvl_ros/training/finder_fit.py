@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.training.physics_fit import unseen_episodes
+from wvl_ros.training.things import SIDES
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.finder import CELL, HALF, HALF_UNIT, HEIGHT, HEIGHT_UNIT, STRIDE, ThingFinder, Told
 from wvl_ros.world_model.kinematics import Kinematics
@@ -20,7 +20,6 @@ _UPDATES, _BATCH, _RATE = 1500, 24, 2e-3  # twice as many: 0.5 mm instead of 0.9
 _FIRST = 0.5  # share of first frames; the others are any
 _HERE, _BESIDE = 20.0, 0.3  # weights of places with a thing's middle, and of those beside them, against all others
 _AROUND = 0.25  # weight of what these tell of it
-_SIDES = 0.015  # m: of what is narrower no yaw is told (balls)
 _FOUND = 0.02  # m
 
 
@@ -35,7 +34,7 @@ def fit_finder(
         says where its things were.
     """
     usable = (cache.calibrated != 0) & ~cache.things[cache.step_start].isnan().all(1)
-    unseen = unseen_episodes(cache)
+    unseen = cache.held_out
     known, held = (usable & ~unseen).nonzero()[:, 0], (usable & unseen).nonzero()[:, 0]
     updates = round(_UPDATES * effort)
     if updates < 1 or not len(known) or not all(model.geometry.known):
@@ -97,7 +96,7 @@ def finding_loss(finder: ThingFinder, told: Told, true: Things) -> Tensor:
     facts = [(true.place[..., 2] - HEIGHT) / HEIGHT_UNIT, (true.half - HALF) / HALF_UNIT]
     facts += [(4 * true.yaw).cos(), (4 * true.yaw).sin()]
     weights = torch.ones(*true.yaw.shape, 6) * torch.tensor([1.0, 1.0, 0.5, 0.5, 0.3, 0.3])
-    weights[..., 4:] *= (true.half > _SIDES)[..., None]
+    weights[..., 4:] *= (true.half > SIDES)[..., None]
     for dx in (-1, 0, 1):
         for dy in (-1, 0, 1):
             near = cell + torch.tensor([dx, dy])

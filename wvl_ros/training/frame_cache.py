@@ -27,6 +27,7 @@ from wvl_ros.worlds.imagined_start import is_calibrated
 from wvl_ros.worlds.recorded import commanded_poses
 
 _KINEMATICS, _ACTION = 39, 7
+_HELD_OUT = 10  # every so many
 COLUMNS = _KINEMATICS + _ACTION + 1 + things.COLUMNS
 KINDS = ("success", "near_success", "failure")  # outcomes that say whether an episode succeeded
 
@@ -87,6 +88,16 @@ class FrameCache:
         before = torch.maximum(step - 1, self.step_start[episode])
         found = things.things_at(self.things[before], self.things[step])
         return found._replace(there=found.there * (self.calibrated[episode] != 0)[:, None]).pack()
+
+    @property
+    def held_out(self) -> Tensor:
+        """(E,) bool: a tenth of the episodes, which what is fitted beforehand reports on, and their mirror images
+        (`mirror.with_mirror_images` keeps the order).
+        """
+        number = torch.arange(len(self))
+        images = self.calibrated < 0
+        number[images] = number[self.calibrated > 0][: int(images.sum())]
+        return number % _HELD_OUT == _HELD_OUT - 1
 
     @property
     def labelled(self) -> Tensor:
@@ -258,9 +269,26 @@ def episode_numbers(episode: Episode) -> NDArray[np.float32]:
     kinematics, actions = episode_arrays(episode)
     last = actions[-1:] if len(actions) else torch.zeros(1, _ACTION)
     rewards = np.concatenate([np.zeros(1, np.float32), episode.reward])[:, None]
-    objects = episode.extra.get("objects")
-    known = things.pack(None if objects is None else np.asarray(objects, float), len(kinematics))
+    known = things.pack(_objects(episode, len(kinematics)), len(kinematics))
     return np.hstack([kinematics.numpy(), torch.cat([actions, last]).numpy(), rewards, known])
+
+
+def _objects(episode: Episode, steps: int) -> NDArray[np.float64] | None:
+    """Where things were at every step (N, n, 5), if the episode says so."""
+    told = episode.extra.get("objects")
+    if told is None:
+        return None
+    try:
+        poses = np.asarray(told, float)
+        if poses.size == 0 or (poses.ndim == 3 and (len(poses), poses.shape[2]) == (steps, things.POSE)):
+            return poses
+        shape = str(poses.shape)
+    except (TypeError, ValueError):  # not of numbers, or rows of several lengths
+        shape = "an uneven list"
+    raise EpisodeError(
+        f"Episode '{episode.episode_id}' says where its things were in `objects` of {shape}, but that should be "
+        f"({steps}, n, {things.POSE}): x, y, z in m, yaw in rad and half of the width in m, at each step."
+    )
 
 
 def arrange(cache: decoded.Cache, every: int) -> FrameCache:

@@ -8,7 +8,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.training.physics_fit import unseen_episodes
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.grip import likeliest, spread
 from wvl_ros.world_model.kinematics import GRIPPER, Kinematics
@@ -27,7 +26,7 @@ def fit_grip(model: WorldModel, cache: FrameCache, generator: torch.Generator, u
     Returns:
         How often it is right about frames of unseen episodes, by kind: `grip_KIND_right`.
     """
-    pools, unseen = frames_by_kind(cache), unseen_episodes(cache)
+    pools, unseen = frames_by_kind(cache), cache.held_out
     known = [(pool[~unseen[pool[:, 0]]], _SHARES[name]) for name, pool in pools.items()]
     known = [(pool, share) for pool, share in known if len(pool)]
     if updates < 1 or not known:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.training.things import JUMP
+from wvl_ros.training.things import JUMP, SIDES
 from wvl_ros.world_model.kinematics import GRIPPER, Kinematics
 from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.physics import Physics, see
@@ -27,8 +27,6 @@ _CLOSED = 0.02  # of the gripper's position in a control step
 _NOISE, _TURNED = 0.002, 0.03  # m and rad, on half of the batches: things are seen no better
 _FEW, _LITTLE, _SOME = 0.01, 0.1, 0.1  # errors that count as 1: m, rad, of the gripper's position
 _STILL = 0.2  # how much a thing counts that does not move
-_SIDES = 0.015  # m: of what is narrower no yaw is told (balls)
-_HELD_OUT = 10  # every so many an episode is left for the report
 _ASKED = 2000  # rows of the report
 
 
@@ -48,7 +46,7 @@ def fit_physics(
         How wrong it is on unseen episodes, in mm, of things that move: `physics_N_mm` after N control steps, median.
         Nothing where no episode says where its things were.
     """
-    unseen, updates = unseen_episodes(cache), round(_UPDATES * effort)
+    unseen, updates = cache.held_out, round(_UPDATES * effort)
     known = [(rows[~unseen[rows[:, 0]]], share) for rows, share in _pools(cache, 1)]
     known = [(rows, share) for rows, share in known if len(rows)]
     if updates < 1 or not known:
@@ -78,13 +76,6 @@ def fit_physics(
                 apart = torch.cat([_unroll(model, cache, some, unroll).apart for some in rows.split(256)])
             found[f"physics_{unroll}_mm"] = round(1000 * float(apart.median()), 2)
     return found
-
-
-def unseen_episodes(cache: FrameCache) -> Tensor:
-    """(E,) bool: a tenth of the episodes, and their mirror images (`mirror.with_mirror_images` keeps the order)."""
-    number = torch.arange(len(cache))
-    number[cache.calibrated < 0] = number[cache.calibrated > 0][: int((cache.calibrated < 0).sum())]
-    return number % _HELD_OUT == _HELD_OUT - 1
 
 
 def _pools(cache: FrameCache, unroll: int) -> list[tuple[Tensor, float]]:
@@ -150,7 +141,7 @@ def _unroll(
         moved = ((true.place - start.place).norm(dim=2) > _STIRRED) & sane
         weight = sane * torch.where(moved, 1.0, _STILL)
         each = F.smooth_l1_loss(away / _FEW, torch.zeros_like(away), beta=0.2, reduction="none").sum(2)
-        turned = turn_between(things.yaw, true.yaw) / _LITTLE * (start.half > _SIDES)
+        turned = turn_between(things.yaw, true.yaw) / _LITTLE * (start.half > SIDES)
         each = each + 0.3 * F.smooth_l1_loss(turned, torch.zeros_like(turned), beta=0.2, reduction="none")
         wrong = (k.gripper - true_k.gripper) / _SOME
         grip = F.smooth_l1_loss(wrong, torch.zeros_like(wrong), beta=0.1)

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from wvl_ros.world_model.things import MOST, Things, turn_between
 
-_POSE = 5  # numbers of each
-COLUMNS = MOST * _POSE
+POSE = 5  # numbers of each
+COLUMNS = MOST * POSE
+SIDES = 0.015  # m: what is narrower (half of its width) has none, and no yaw: balls
 JUMP = 0.1  # m in a control step: what moved further was put there, or fell off the table
 
 
 def pack(objects: NDArray[np.float64] | None, steps: int) -> NDArray[np.float32]:
     """Rows (steps, COLUMNS) of poses (steps, n, 5) as `TabletopWorld.object_poses` gives them, or of None."""
-    rows = np.full((steps, MOST, _POSE), np.nan, np.float32)
+    rows = np.full((steps, MOST, POSE), np.nan, np.float32)
     if objects is not None and objects.size:
         rows[:, : objects.shape[1]] = objects[:, :MOST]
     return rows.reshape(steps, COLUMNS)
@@ -31,7 +32,7 @@ def mirrored(packed: Tensor) -> Tensor:
 
 def things_at(before: Tensor, now: Tensor) -> Things:
     """The things of rows (B, COLUMNS) at a control step and at the one before it; none where nothing is known."""
-    last, poses = (rows.unflatten(1, (MOST, _POSE)) for rows in (before, now))
+    last, poses = (rows.unflatten(1, (MOST, POSE)) for rows in (before, now))
     there = ~poses[..., 2].isnan()
     last, poses = last.nan_to_num(), poses.nan_to_num()
     motion = poses[..., :3] - last[..., :3]

@@ -198,7 +198,7 @@ class WorldModel(ModelMixin, ConfigMixin):
         not `calibrated` (B,).
         """
         if not all(self.geometry.known) or not bool((calibrated != 0).any()):
-            return Things.none(len(kinematics)).pack()
+            return Things.none(len(kinematics), kinematics.device).pack()
         with torch.autocast(kinematics.device.type, enabled=False):
             things = self.finder.find(picture.images, Kinematics.unpack(kinematics.float()))
         return things._replace(there=things.there * (calibrated != 0)[:, None]).pack()
@@ -209,12 +209,9 @@ class WorldModel(ModelMixin, ConfigMixin):
         Returns:
             The kinematics after them, and the commanded states (B, K, 10) on the way.
         """
-        k = Kinematics.unpack(kinematics)
-        commanded = []
-        for i in range(actions.shape[1]):
-            k = self.tracking(k, actions[:, i], calibrated)
-            commanded.append(k.commanded_state())
-        return k, torch.stack(commanded, 1)
+        nothing = Things.none(len(kinematics), kinematics.device).pack()
+        k, commanded, _ = self.play(kinematics, nothing, actions, calibrated)
+        return k, commanded
 
     def play(
         self, kinematics: Tensor, things: Tensor, actions: Tensor, calibrated: Tensor

@@ -33,9 +33,9 @@ class Things(NamedTuple):
         return cls(place, yaw, half, torch.zeros_like(place), torch.zeros_like(yaw), there.to(place.dtype))
 
     @classmethod
-    def none(cls, batch: int) -> Things:
+    def none(cls, batch: int, device: torch.device | None = None) -> Things:
         """Of scenes of which nothing is known."""
-        return cls.unpack(torch.zeros(batch, COLUMNS))
+        return cls.unpack(torch.zeros(batch, COLUMNS, device=device))
 
     def pack(self) -> Tensor:
         """All of it as one tensor (B, COLUMNS)."""
