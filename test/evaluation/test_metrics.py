@@ -108,7 +108,7 @@ def test_the_threshold_parts_successes_from_the_rest() -> None:
     assert best_run(np.array([0.9]), 2) == 0.0
 
 
-def test_the_threshold_tells_as_many_successes_as_there_are() -> None:
+def test_the_threshold_believes_few_failures_and_tells_not_many_fewer_successes_than_there_are() -> None:
     rng = np.random.default_rng(0)
     peaks = np.concatenate([rng.normal(0.6, 0.15, 60), rng.normal(0.4, 0.15, 240)]).clip(0, 1)  # 60 of 300 succeed
     outcomes = ["success"] * 60 + ["failure"] * 240
@@ -116,7 +116,9 @@ def test_the_threshold_tells_as_many_successes_as_there_are() -> None:
     balanced = 0.5  # where the two are alike likely: a quarter of the failures would be told as successes
     told, told_there = (int((peaks > t).sum()) for t in (threshold, balanced))
     assert abs(told - 60) < abs(told_there - 60)
-    assert told == pytest.approx(60, abs=30)
+    assert 60 - 0.05 * 300 <= told <= 60 + 30
+    false = [float((peaks[60:] > t).mean()) for t in (threshold, balanced)]
+    assert false[0] < 0.8 * false[1]
     assert outcome_measures([np.array([peak] * 4) for peak in peaks], outcomes, threshold, frames)["accuracy"] > 0.75
 
 

@@ -58,3 +58,17 @@ def test_the_mirror_can_be_left_out(tmp_path: Path, make_episode: MakeEpisode) -
     assert len(with_mirror.cache) == 2 + int((with_mirror.own.calibrated > 0).sum()) == 4
     assert len(open_data(WorldModelTraining(mirror=False), {}, folder).cache) == 2
     assert len(open_data(WorldModelTraining(), {"rig": ""}, folder).cache) == 2  # no cameras are known of
+
+
+def test_of_motions_only_the_steps_are_looked_at(tmp_path: Path, make_episode: MakeEpisode) -> None:
+    (tmp_path / "data").mkdir()
+    folder = _save(tmp_path / "data", make_episode, [("push", "success"), ("push", "failure")])
+    few = make_episode(seed=7, outcome="near_success", steps=20)
+    images = {camera: stack[:1] for camera, stack in few.images.items()}
+    (tmp_path / "motions").mkdir()
+    replace(few, images=images, image_stride=1000).save(tmp_path / "motions" / "0.safetensors")
+    data = open_data(WorldModelTraining(), {}, folder, motions=tmp_path / "motions")
+    assert len(data.own) == 2
+    assert data.motions.outcomes == ["success", "failure", "near_success"]
+    step = int(data.motions.step_start[-1])
+    assert data.motions.actions[step : step + len(few) - 1].tolist() == pytest.approx(few.action, abs=1e-6)

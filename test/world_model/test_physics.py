@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wvl_ros.checkpoints import find
@@ -53,6 +53,28 @@ def test_a_push_elsewhere_and_turned_is_the_same_push(turn: float, x: float, y: 
     assert torch.allclose(moved.spin[0, 0], here.spin[0, 0], atol=1e-4)
 
 
+@given(st.floats(-0.05, 0.05), st.floats(-0.05, 0.05), st.floats(-math.pi, math.pi), st.floats(-1.5, 1.5))
+def test_what_happens_on_one_side_of_the_hand_happens_on_the_others(
+    x: float, y: float, turn: float, yaw: float
+) -> None:
+    physics = _fresh()
+    everywhere = torch.ones(1, dtype=torch.bool)
+    arms = _arm(0.5, 0.02, turn), _arm(0.51, 0.03, turn)
+    things = _thing(0.5 + x, 0.02 + y, yaw)
+    beside = see(*arms, things).facts[0, 0]
+    assume(
+        float(beside[:2].abs().min()) > 0.02 and float(beside[6].abs()) < 1.55
+    )  # in one quarter, and seen from one side
+    mirror = torch.tensor([1.0, -1.0, 1.0])
+    with torch.no_grad():
+        here, arm = physics(*arms, things)
+        images = (k.mirrored(everywhere) for k in arms)
+        there, seen = physics(*images, things._replace(place=things.place * mirror, yaw=-things.yaw))
+    assert torch.allclose(there.place, here.place * mirror, atol=1e-4)
+    assert torch.allclose(there.spin, -here.spin, atol=1e-3)
+    assert torch.allclose(seen.position, arm.mirrored(everywhere).position, atol=1e-4)
+
+
 def test_what_is_out_of_reach_or_not_there_stays_where_it_is() -> None:
     physics = _fresh()
     with torch.no_grad():
@@ -61,9 +83,9 @@ def test_what_is_out_of_reach_or_not_there_stays_where_it_is() -> None:
     assert torch.equal(far.place, _thing(0.7, 0.0).place)
     assert not none.motion.any()
     assert float(arm.gripper) == 1.0
-    facts, turned = see(_arm(0.5, 0.0), _arm(0.51, 0.0), _thing(0.7, 0.0))
+    facts, frame = see(_arm(0.5, 0.0), _arm(0.51, 0.0), _thing(0.7, 0.0))
     assert facts.shape == (1, MOST, FACTS)
-    assert turned.shape == (1, 2, 2)
+    assert frame.shape == (1, MOST, 2, 2)
 
 
 def test_the_shipped_one_pushes_what_is_before_the_hand_and_closes_on_what_is_between_the_fingers() -> None:

@@ -13,6 +13,7 @@ from wvl_ros.evaluation.wilson import wilson_interval
 
 KINDS = ("success", "near_success", "failure")  # true outcomes that count
 _RUNS = (2, 3)  # lengths of a run of frames that may make a success
+_FEWER = 0.05  # share of the episodes
 
 
 def outcome_measures(
@@ -41,29 +42,31 @@ def best_run(chance: NDArray[np.float64], frames: int) -> float:
 
 
 def choose_threshold(chances: Sequence[NDArray[np.float64]], outcomes: Sequence[str]) -> tuple[float, int]:
-    """Threshold and run of frames that tell as many successes as there are, among those whose balanced accuracy lies
-    within one standard error of the best; of equal ones the more accurate, then the middle.
+    """Threshold and run of frames that call the fewest failures successes, among those whose balanced accuracy lies
+    within one standard error of the best and that tell at most `_FEWER` fewer successes than there are.
 
-    By the best accuracy alone, failures that outnumber successes are told as such too often: a policy would seem to
-    succeed more than it does. Neighbouring thresholds count half as much each: of few episodes, one is best by chance.
-    One frame alone is never enough: a policy that practises finds those that flicker (in one run a second judge turned
-    down 57 % of such successes, 12 % of those that lasted three frames).
+    A policy that practises finds what is called a success and is none; in rollouts of its own a model tells more of
+    them than in those by recorded actions. Neighbouring thresholds count half as much each: of few episodes, one is
+    best by chance. One frame alone is never enough: flickers are found too (in one run a second judge turned down 57 %
+    of such successes, 12 % of those that lasted three frames).
     """
     truth = np.array([outcome == "success" for outcome in outcomes])
     grid = np.linspace(0.05, 0.95, 19)
     if truth.all() or not truth.any():
         return 0.5, _RUNS[0]
-    scores, excess = np.empty((len(_RUNS), len(grid))), np.empty((len(_RUNS), len(grid)))
+    scores, missing, false = (np.empty((len(_RUNS), len(grid))) for _ in range(3))
     for row, frames in enumerate(_RUNS):
         peaks = np.array([best_run(chance, frames) for chance in chances])
         said = peaks[:, None] > grid
         each = (said[truth].mean(0) + 1 - said[~truth].mean(0)) / 2
         scores[row] = np.convolve(np.pad(each, 1, "edge"), (0.25, 0.5, 0.25), "valid")
-        excess[row] = np.abs(said.mean(0) - truth.mean())
+        missing[row] = truth.mean() - said.mean(0)
+        false[row] = said[~truth].mean(0)
     best = scores.max()
     error = np.sqrt(best * (1 - best) * (1 / truth.sum() + 1 / (~truth).sum())) / 2
     near = scores >= best - error - 1e-9
-    near &= np.isclose(excess, excess[near].min())
+    near &= missing <= max(_FEWER, float(missing[near].min())) + 1e-9
+    near &= np.isclose(false, false[near].min())
     near &= np.isclose(scores, scores[near].max())
     row = int(near.any(1).argmax())
     equal = grid[near[row]]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from wvl_ros.errors import ConfigError, UnknownNameError
 from wvl_ros.policies.places import (
+    MANNERS,
     PLACES,
     STRIDE,
+    VAGUE,
     Found,
     PlaceFinder,
     hand_loss,
@@ -190,6 +192,25 @@ class LanguageEncoder(nn.Module):
         return self.out(x.amax(-1))[rows]
 
 
+class MannerEncoder(nn.Module):
+    """The manner of working that an instruction asks for: two numbers, vague while they are learned, so that they tell
+    one manner from another and little more.
+
+    Whoever acts by places that were found needs no more of the words. Told all of them, practice by some wordings
+    taught it nothing by others.
+    """
+
+    def __init__(self, words: int, dim: int) -> None:
+        super().__init__()
+        self.language = LanguageEncoder(words, dim)
+        self.out = nn.Linear(dim, MANNERS)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """(B, MANNERS) of word numbers (B, L)."""
+        manner = torch.tanh(self.out(self.language(words)).float())
+        return manner + VAGUE * torch.randn_like(manner) if self.training else manner
+
+
 class PolicyNetwork(nn.Module):
     """A keypoint encoder per camera and a multilayer perceptron that is told where things are relative to the hand."""
 
@@ -200,25 +221,28 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.chunk_size, self.flows = config.chunk_size, config.head == "flow"
         dim, hidden = config.language_dim, config.hidden
-        self.language = LanguageEncoder(len(config.vocabulary), dim)
         votes = config.place_channels > 0
+        words = len(config.vocabulary)
+        # Of what is asked for, what acts is told `told` numbers.
+        self.language = MannerEncoder(words, dim) if votes else LanguageEncoder(words, dim)
+        told = MANNERS if votes else dim
         fixed = [is_fixed(camera) for camera in config.cameras]
         self.pointed = [i for i, still in enumerate(fixed) if not (votes and still)]  # cameras read as keypoints
         self.searches = votes
         self.encoders = nn.ModuleList(
             [
-                KeypointEncoder(config.image_size, config.patch, config.channels, config.keypoints, config.layers, dim)
+                KeypointEncoder(config.image_size, config.patch, config.channels, config.keypoints, config.layers, told)
                 for _ in self.pointed
             ]
         )
-        features = 3 * config.keypoints * len(self.pointed) + STATE_DIM + dim
+        features = 3 * config.keypoints * len(self.pointed) + STATE_DIM + told
         self.trunk = nn.Sequential(nn.Linear(features, hidden), nn.SiLU())
         if votes:
-            self.names = LanguageEncoder(len(config.vocabulary), dim)  # practice must not change what is looked for
+            self.names = LanguageEncoder(words, dim)  # practice must not change what is looked for
             self.finder = PlaceFinder(fixed, config.image_size, config.place_channels, dim)
         else:
             self.places = nn.Sequential(nn.Linear(hidden, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, PLACE_DIM))
-        known = hidden + STATE_DIM + dim + (3 if votes else 2) * PLACE_DIM
+        known = hidden + STATE_DIM + told + (3 if votes else 2) * PLACE_DIM
         self.action_parts = 9 if votes else 7  # two more are across the table, along the way between the places
         given = config.chunk_size * 7 + FLOW_TIMES if self.flows else 0
         self.head = nn.Sequential(
@@ -286,6 +310,12 @@ class PolicyNetwork(nn.Module):
     def finding_parameters(self) -> list[nn.Parameter]:
         """The parameters of what searches for key places; none where they are guessed."""
         return [*self.finder.parameters(), *self.names.parameters()] if self.searches else []
+
+    def understanding_parameters(self) -> list[nn.Parameter]:
+        """Those of what makes places and a manner of an instruction, which practice leaves as they are; none where the
+        head is told all of it.
+        """
+        return [*self.finding_parameters(), *self.language.parameters()] if self.searches else []
 
     def looking_losses(self, seen: Seen, state: Tensor, places: Tensor, wrong: Tensor) -> dict[str, Tensor]:
         """What teaches to see apart from the task, of a batch's states (B, 10) and true key places (B, 6) in m.

@@ -23,7 +23,7 @@ _MEAN, _SCALE = (*CENTER, HAND_HEIGHT), (0.08, 0.12, 0.03)  # m
 STRIDE = 2  # pixels that one vote is for, each way
 _COLORS = 48
 _COMPARED, _AGREE = 16, 0.3  # votes compared with each other; those within 2.4 cm are for the same thing
-_MANNERS, _VAGUE = 2, 0.3  # numbers from -1 to 1 that tell a manner of working, and the noise on them
+MANNERS, VAGUE = 2, 0.3  # numbers from -1 to 1 that tell a manner of working, and the noise on them
 _BESIDE = 1.5  # 12 cm: how far the tool may go to work beside the thing itself
 _NOWHERE = 0.02  # m: a way about as short leads nowhere
 _SMALLEST = 0.06  # deviation of a vote
@@ -163,7 +163,7 @@ class PlaceFinder(nn.Module):
         self.height = nn.Linear(language_dim, PLACES)
         self.unseen = nn.Parameter(torch.zeros(PLACES))
         self.spread = nn.Parameter(torch.zeros(len(fixed), PLACES + 1))
-        self.manner, self.beside = nn.Linear(language_dim, _MANNERS), nn.Linear(_MANNERS, 4 * PLACES)
+        self.manner, self.beside = nn.Linear(language_dim, MANNERS), nn.Linear(MANNERS, 4 * PLACES)
         nn.init.normal_(self.beside.weight, std=0.01)
         nn.init.zeros_(self.beside.bias)
 
@@ -193,7 +193,7 @@ class PlaceFinder(nn.Module):
         """
         manner = torch.tanh(self.manner(language).float())
         if self.training:
-            manner = manner + _VAGUE * torch.randn_like(manner)
+            manner = manner + VAGUE * torch.randn_like(manner)
         plain, along = (_BESIDE * torch.tanh(self.beside(manner).float())).view(-1, 2, PLACES, 2).unbind(1)
         return plain + turned(along, direction(UNIT * (things[:, 1] - things[:, 0]))[:, None])
 

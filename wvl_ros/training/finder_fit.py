@@ -8,13 +8,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wvl_ros.training.frame_cache import FrameCache
-from wvl_ros.training.things import SIDES
 from wvl_ros.world_model import composition
 from wvl_ros.world_model.finder import CELL, HALF, HALF_UNIT, HEIGHT, HEIGHT_UNIT, STRIDE, ThingFinder, Told
 from wvl_ros.world_model.kinematics import Kinematics
 from wvl_ros.world_model.model import WorldModel
 from wvl_ros.world_model.rollout import has_bfloat16
-from wvl_ros.world_model.things import Things
+from wvl_ros.world_model.things import SIDES, Things
 
 _UPDATES, _BATCH, _RATE = 1500, 24, 2e-3  # twice as many: 0.5 mm instead of 0.9
 _FIRST = 0.5  # share of first frames; the others are any

@@ -75,11 +75,15 @@ class GRPOTrainer:
         self.entries = list(entries)
         self.tasks = sorted({entry.task for entry in self.entries})
         self.check = check if settings.check_every else None
-        self.network = policy.network
+        self.network = policy.network.eval()  # actions must be as likely as they were when they were chosen
         if settings.explore == "offset":
             policy.noise = OffsetNoise(policy.config.chunk_size, policy.config.offset_std)
         self.first = copy.deepcopy(self.network).eval()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), settings.learning_rate)
+        # Practice by some words must not change what others ask for.
+        for parameter in self.network.understanding_parameters():
+            parameter.requires_grad_(False)
+        practised = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(practised, settings.learning_rate)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.update, self.seconds, self.rate, self.idle = 0, 0.0, settings.learning_rate, 0
         self.checks: list[dict[str, float]] = []
@@ -259,7 +263,6 @@ class GRPOTrainer:
         rows, decisions = practice.counts.any(2).nonzero(as_tuple=True)
         with torch.no_grad():
             before = self._outputs(practice, rows, decisions)
-        self.network.train()
         losses, clips = [], []
         for _ in range(settings.epochs):
             order = torch.randperm(len(rows), generator=self.generator)
@@ -283,7 +286,6 @@ class GRPOTrainer:
                 self._step(loss)
                 losses.append(float(loss.detach()))
                 clips.append(float(clipped))
-        self.network.eval()
         self.processes.copy_from_main(self.network)  # what processors differ in must not add up
         with torch.no_grad():
             after = self._outputs(practice, rows, decisions)

@@ -39,7 +39,7 @@ class LargeRun(Run):
             cache, count = join(cache, old), len(old)
         check(cache, sources.data)
         replayed = torch.arange(len(cache)) >= len(cache) - count
-        data = TrainingData(cache, replayed, sources.data, cache)
+        data = TrainingData(cache, replayed, sources.data, cache, cache)
         self.trainer: Any = LargeTrainer(
             settings, data, out, start=sources.start, lora_rank=sources.lora_rank, processes=processes
         )

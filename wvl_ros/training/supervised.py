@@ -203,7 +203,8 @@ class SupervisedTrainer:
         rising = min(1.0, (self.step - first + 1) / self.config.warmup_steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * rising * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
+            torch.manual_seed(1_000_003 * self.config.seed + self.step)  # what a network draws follows from the step
             terms = self._finding() if searching else self._acting()
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
@@ -217,9 +218,7 @@ class SupervisedTrainer:
         others = [self._others[i] for i in self.samples.instruction[rows]]
         wrong = self.policy.tokenizer.encode([texts[rng.integers(len(texts))] for texts in others])
         places = self.samples.places[rows]
-        with torch.random.fork_rng(devices=[]):  # what it draws follows from the step as well
-            torch.manual_seed(1_000_003 * self.config.seed + self.step)
-            seen = self.network.search(inputs)
+        seen = self.network.search(inputs)
         looking = self.network.looking_losses(seen, inputs.state, places, torch.from_numpy(wrong))
         found = votes_loss(seen.found, places)
         return {"places": found, **looking, "loss": found + _LOOKING * sum(looking.values())}

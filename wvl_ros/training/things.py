@@ -13,7 +13,6 @@ from wvl_ros.world_model.things import MOST, Things, turn_between
 
 POSE = 5  # numbers of each
 COLUMNS = MOST * POSE
-SIDES = 0.015  # m: what is narrower (half of its width) has none, and no yaw: balls
 JUMP = 0.1  # m in a control step: what moved further was put there, or fell off the table
 
 

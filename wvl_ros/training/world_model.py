@@ -32,6 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replay", type=Path, default=None, metavar="DATA", help="old episodes, so as not to forget")
     parser.add_argument(
+        "--motions",
+        type=Path,
+        default=None,
+        metavar="DATA",
+        help="more episodes that say where things were; their pictures are not looked at (wvl collect --size 16 "
+        "--stride 1000): they teach a fresh model how things move",
+    )
+    parser.add_argument(
         "--replay-share", type=float, default=None, help="share of them in a batch (default: 0.5, or as in --config)"
     )
     parser.add_argument(
@@ -69,9 +77,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"The model of size '{settings.model['size']}' begins with published weights: get them with `wvl import "
             "world-model`, then give that folder with --from."
         )
+    if args.motions is not None and start is not None:
+        raise ConfigError("--motions teaches a fresh model how things move: leave it out, or leave --from out.")
     default = None if args.steps is not None else FINE_TUNE_MINUTES if start is not None else MINUTES
     budget = Budget(args.steps, args.minutes if args.minutes is not None else default)
-    sources = Sources(args.data, args.validation, args.replay, start, settings.lora_rank)
+    sources = Sources(args.data, args.validation, args.replay, start, settings.lora_rank, args.motions)
     return train(settings, sources, args.out, budget)
 
 

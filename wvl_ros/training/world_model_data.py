@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.sans.episodes import list_episodes
-from wvl_ros.training.frame_cache import FrameCache, join, open_cache
+from wvl_ros.training.frame_cache import FrameCache, join, join_steps, open_cache, open_steps
 from wvl_ros.training.mirror import is_symmetric, with_mirror_images
 from wvl_ros.training.world_model_settings import DEFAULT_RIG, WorldModelTraining, rig_facts
 from wvl_ros.worlds.imagined_start import is_calibrated
@@ -27,13 +27,14 @@ _POSTURES = 150  # episodes whose joints are looked at
 class TrainingData:
     """Episodes of a run: `replayed` bool (E,) marks the old ones among those of `cache`; `path` leads to the new.
 
-    `own` are the same without mirror images.
+    `own` are the same without mirror images; `motions` are these and others, of which only the steps are kept.
     """
 
     cache: FrameCache
     replayed: Tensor
     path: Path
     own: FrameCache
+    motions: FrameCache
 
     def posture_samples(self, rig: str) -> tuple[Tensor, Tensor] | None:
         """`posture_samples` of some episodes of the calibrated rig, evenly over all; None where there are none."""
@@ -78,12 +79,17 @@ class TrainingData:
 
 
 def open_data(
-    settings: WorldModelTraining, model: Mapping[str, Any], data: Path, replay: Path | None = None
+    settings: WorldModelTraining,
+    model: Mapping[str, Any],
+    data: Path,
+    replay: Path | None = None,
+    motions: Path | None = None,
 ) -> TrainingData:
     """The episodes at `data`, those at `replay` behind them.
 
     Args:
         model: a model's configuration, or a configuration file's table `model`.
+        motions: more episodes, which teach how things move alone.
 
     Raises:
         EpisodeError: an episode cannot be used.
@@ -98,10 +104,11 @@ def open_data(
         replayed = torch.cat([replayed, torch.ones(len(old), dtype=torch.bool)])
     check(cache, data)
     own = cache
+    more = open_steps(motions, actions_per_frame=shape["actions_per_frame"], rig=shape["rig"]) if motions else None
     if settings.mirror and is_symmetric(model.get("cameras") or rig_facts(shape["rig"]).get("cameras", ())):
         cache = with_mirror_images(own, shape["patch"])
         replayed = torch.cat([replayed, replayed[own.calibrated > 0]])
-    return TrainingData(cache, replayed, data, own)
+    return TrainingData(cache, replayed, data, own, join_steps(own, more) if more else own)
 
 
 def cache_shape(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,9 @@ _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 @dataclass(frozen=True)
 class Sources:
-    """What a run learns from: episodes at `data`, old ones at `replay`, held-out ones at `validation`; `start` is the
-    model that is fine-tuned, with LoRA of `lora_rank` where that is not 0.
+    """What a run learns from: episodes at `data`, old ones at `replay`, held-out ones at `validation`, those of which
+    only the steps are looked at, to learn how things move, at `motions`; `start` is the model that is fine-tuned, with
+    LoRA of `lora_rank` where that is not 0.
     """
 
     data: Path
@@ -43,6 +44,7 @@ class Sources:
     replay: Path | None = None
     start: Any = None
     lora_rank: int = 0
+    motions: Path | None = None
 
 
 def train(settings: WorldModelTraining, sources: Sources, out: Path, budget: Budget) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class Run:
         self.settings, self.out, self.processes = settings, out, processes
         model = sources.start.config if sources.start is not None else settings.model
         shape = cache_shape(model)
-        data = open_data(settings, model, sources.data, sources.replay)
+        data = open_data(settings, model, sources.data, sources.replay, sources.motions)
         self.held: FrameCache | None = None
         if sources.validation is not None:
             self.held = chosen(open_cache(sources.validation, **shape), settings, sources.validation)

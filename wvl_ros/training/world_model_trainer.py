@@ -103,7 +103,7 @@ class Trainer:
                 updates = round(_GRIP * effort * (1 if self.fresh else _FINE_TUNED))
                 fitted |= fit_grip(self.model, self.cache, self.generator, updates)
             if self.fresh:
-                fitted |= fit_physics(self.model, self.cache, self.generator, effort)
+                fitted |= fit_physics(self.model, self.data.motions, self.generator, effort)
                 fitted |= fit_finder(self.model, self.cache, self.generator, effort)
                 fitted |= self._fit_outcome(round(_OUTCOME_FRESH * effort))
             self.processes.copy_from_main(self.model)

@@ -171,8 +171,7 @@ def compose(given: Copies, change: Tensor, choice: Tensor, correction: Tensor, p
         return x.unflatten(4, (3, n))
 
     choice = choice.unflatten(4, (CHOICES, n))
-    sure = torch.cat([choice[..., :-1, :], choice[..., -1:, :] + _SURE * given.mask[..., None, :]], 4)
-    weights = sure.softmax(4)
+    weights = (choice + _SURE * F.pad(given.mask[..., None, :], (0, 0, CHOICES - 1, 0))).softmax(4)
     old = split(given.last.views)
     moved = torch.where(inside, split(moved), split(given.moved))
     new = old + split(change)

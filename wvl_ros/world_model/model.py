@@ -290,7 +290,7 @@ class WorldModel(ModelMixin, ConfigMixin):
             parts = [composition.views(noisy) * gain, seen.views, old, given.moved, given.first, given.rigid]
             parts += [given.around, self.maps(now, calibrated), maps_then, outlines]
             parts += [self.get_buffer("places").expand(len(noisy), -1, -1, -1, -1), given.laid, given.mask]
-            x = _as_images(torch.cat([part.to(precision) for part in parts], 4))
+            x = _as_images(_side_by_side(parts, precision))
         # Not of the instruction: told it, the network draws what was asked for instead of what the arm does.
         condition = self.condition(facts)[:, None] + self.view
         full, half = self.unet(x, torch.nn.functional.silu(condition).flatten(0, 1))
@@ -360,6 +360,16 @@ def _places(grid: int) -> Tensor:
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     which = torch.eye(VIEWS)[:, None, None].expand(-1, grid, grid, -1)
     return torch.cat([torch.stack([x, y], 2).expand(VIEWS, -1, -1, -1), which], 3)
+
+
+def _side_by_side(parts: Sequence[Tensor], precision: torch.dtype) -> Tensor:
+    """Views (B, V, G, G, K) of several K as one; converted as they are copied, which saves a tenth of a frame."""
+    result = parts[0].new_empty(*parts[0].shape[:4], sum(part.shape[4] for part in parts), dtype=precision)
+    start = 0
+    for part in parts:
+        result[..., start : start + part.shape[4]] = part
+        start += part.shape[4]
+    return result
 
 
 def _as_images(parts: Tensor) -> Tensor:

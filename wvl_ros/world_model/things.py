@@ -9,6 +9,7 @@ from torch import Tensor
 
 MOST = 10  # things of a scene; more are left out
 COLUMNS = 10 * MOST
+SIDES = 0.015  # m: what is narrower (half of its width) has none, and no yaw: balls
 _QUARTER = torch.pi / 2
 
 

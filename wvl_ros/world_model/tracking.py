@@ -18,6 +18,7 @@ from wvl_ros.world_model.kinematics import (
     rotvec_to_matrix,
 )
 
+_WIDTH = 256
 _MAX_LAG, _MAX_TURN = 0.15, 0.4  # m and rad; the leash of a command is half of it
 
 
@@ -38,8 +39,9 @@ class Tracking(nn.Module):
         self.linear = nn.Linear(24, 6)
         self.local = nn.Sequential(nn.Linear(9, 64), nn.SiLU(), nn.Linear(64, 6 * 24))
         self.residual = nn.Sequential(
-            nn.Linear(24 + 9 + 4, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 7)
-        )
+            nn.Linear(24 + 9 + 4, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, _WIDTH), nn.SiLU(),
+            nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, 7),
+        )  # fmt: skip
         self.other_linear = nn.Linear(24, 6)
         self.other_gripper = nn.Linear(4, 1)
         for layer in (self.linear, self.local[-1], self.residual[-1], self.other_linear, self.other_gripper):
