@@ -60,11 +60,11 @@ def test_the_words_say_which_of_two_things_is_found(name: str) -> None:
 
 
 def test_improved_succeeds_more_often_than_base() -> None:
-    # In evaluations (seeds from 3,200,000) 69 and 86 % of such scenes.
-    starts = [Start("pick_place", SEED + i, "single") for i in range(20)]
+    # In evaluations (seeds from 3,700,000) 38 and 68 % of such scenes.
+    starts = [Start("stack", SEED + i, "single") for i in range(20)]
     base, improved = (
         sum(result.success for result in evaluate(PolicyChoice(find("policy", name)), starts))
         for name in ("base", "improved")
     )
-    assert improved >= 15
+    assert improved >= 10
     assert improved > base
