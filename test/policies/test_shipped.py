@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,11 +61,28 @@ def test_the_words_say_which_of_two_things_is_found(name: str) -> None:
 
 
 def test_improved_succeeds_more_often_than_base() -> None:
-    # In evaluations (seeds from 3,700,000) 38 and 68 % of such scenes.
-    starts = [Start("stack", SEED + i, "single") for i in range(20)]
-    base, improved = (
-        sum(result.success for result in evaluate(PolicyChoice(find("policy", name)), starts))
-        for name in ("base", "improved")
-    )
-    assert improved >= 10
-    assert improved > base
+    # In evaluations (seeds from 3,700,000) 38 and 68 % of such stacks, 79 and 89 % of such pick_places.
+    def successes(name: str, task: str) -> int:
+        starts = [Start(task, SEED + i, "single") for i in range(20)]
+        return sum(result.success for result in evaluate(PolicyChoice(find("policy", name)), starts))
+
+    assert successes("improved", "pick_place") >= 15
+    improved = successes("improved", "stack")
+    assert improved >= 11
+    assert improved > successes("base", "stack") + 2
+
+
+@pytest.mark.parametrize("name", ["base", "improved"])
+def test_what_acts_is_told_the_manner_and_not_the_names(name: str) -> None:
+    policy = SmallPolicy.from_pretrained(find("policy", name))
+    texts = ["push the red block to the green disk", "push the blue block to the yellow disk",
+             "shove the red box onto the green disk", "stack the red cube on the green block"]  # fmt: skip
+    with closing(TabletopWorld("push", 128, 128)) as world:
+        observation, _ = world.reset(seed=SEED)
+    inputs = policy.inputs([observation] * 4, texts)
+    with torch.inference_mode():
+        places = policy.network.search(inputs).found.places
+        same = replace(inputs, places=places[:1].expand(4, -1))  # what is named lies where it lies
+        said = policy.network(same).mean[:, :6]
+    other_names, other_words, other_task = (float((said[i] - said[0]).abs().mean()) for i in (1, 2, 3))
+    assert max(other_names, other_words) < 0.05 * other_task  # of the pair that was told all the words, 0.3

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wvl_ros.errors import ConfigError
 from wvl_ros.policies.network import PolicyConfig
@@ -30,6 +31,15 @@ SETTINGS = GRPOSettings(
 def _policy(seed: int = 0) -> SmallPolicy:
     torch.manual_seed(seed)
     return SmallPolicy(PolicyConfig(channels=8, keypoints=4, hidden=32, offset_std=0.1, ripple_std=0.03))
+
+
+def _searching() -> SmallPolicy:
+    torch.manual_seed(0)
+    cameras = ("exterior_image_1_left", "wrist_image_left")
+    config = PolicyConfig(
+        cameras=cameras, place_channels=8, channels=8, keypoints=4, hidden=32, offset_std=0.1, ripple_std=0.03
+    )
+    return SmallPolicy(config)
 
 
 def _trainer(
@@ -57,12 +67,7 @@ def test_a_policy_gets_better_at_what_is_rewarded(
 
 
 def test_practice_leaves_what_words_mean_alone(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    cameras = ("exterior_image_1_left", "wrist_image_left")
-    config = PolicyConfig(
-        cameras=cameras, place_channels=8, channels=8, keypoints=4, hidden=32, offset_std=0.1, ripple_std=0.03
-    )
-    policy = SmallPolicy(config)
+    policy = _searching()
     before = {name: tensor.clone() for name, tensor in policy.network.state_dict().items()}
     arena = ImaginedArena(left_of(0.3), "tabletop")
     GRPOTrainer(policy, arena, entries, replace(SETTINGS, updates=2), tmp_path / "out").fit()
@@ -70,6 +75,30 @@ def test_practice_leaves_what_words_mean_alone(left_of: LeftOf, entries: list[Ep
     assert any(name.startswith("head.") for name in changed)
     assert any(name.startswith("encoders.") for name in changed)
     assert not [name for name in changed if name.startswith(("finder.", "names.", "language."))]
+
+
+def test_what_is_learned_from_is_as_likely_as_when_it_was_chosen(
+    left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path
+) -> None:
+    policy = _searching()
+    policy.network.train()  # as it comes from cloning: its manner is vague then
+    trainer = GRPOTrainer(policy, ImaginedArena(left_of(0.3), "tabletop"), entries, SETTINGS, tmp_path / "out")
+    kept = trainer._practise()[0]
+    assert kept is not None
+    rows, decisions = kept[0].counts.any(2).nonzero(as_tuple=True)
+    ratios = []
+    learned = trainer.policy.noise.log_prob_parts
+
+    def note(*args: Tensor) -> Tensor:
+        ratios.append(learned(*args))
+        return ratios[-1]
+
+    trainer.policy.noise.log_prob_parts = note  # type: ignore[method-assign, assignment]
+    trainer.settings = replace(SETTINGS, minibatch=10_000, epochs=1)
+    trainer._learn(*kept)
+    assert len(ratios) == 1
+    order = ratios[0].flatten(1).sum(1).sort().values
+    assert torch.allclose(order, kept[0].log_probs[rows, decisions].flatten(1).sum(1).sort().values, atol=1e-3)
 
 
 def test_what_is_not_explored_is_held(left_of: LeftOf, entries: list[EpisodeEntry], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from wvl_ros.training.physics_fit import fit_physics
 from wvl_ros.training.world_model_settings import rig_facts
 from wvl_ros.world_model.kinematics import TCP_OFFSET, Kinematics
 from wvl_ros.world_model.model import WorldModel
+from wvl_ros.world_model.things import Things
 
 STEPS, EPISODES = 24, 20
 
@@ -64,6 +65,43 @@ def test_it_learns_a_push_over_one_step_and_over_several(monkeypatch: pytest.Mon
     found = fit_physics(_model(), _pushes(), torch.Generator().manual_seed(0))
     assert found["physics_1_mm"] < 1.5  # of 8
     assert found["physics_8_mm"] < 10.0  # of up to 64
+
+
+def test_a_step_is_learned_from_where_own_steps_have_led() -> None:
+    model, cache = _model(), _pushes()
+    rows = torch.stack([torch.arange(3), cache.step_start[:3] + 8], 1)
+    things, arm = physics_fit._play(model, cache, rows, torch.tensor([0, 2, 5]))
+    true = Things.unpack(cache.things_at(*rows.unbind(1)))
+    assert torch.equal(things.place[0], true.place[0])
+    for i, steps in ((1, 2), (2, 5)):
+        step, known = int(rows[i, 1]), torch.ones(1)
+        actions = cache.actions[step : step + steps][None]
+        k, _, packed = model.play(
+            cache.kinematics[step : step + 1], cache.things_at(rows[i : i + 1, 0], rows[i : i + 1, 1]), actions, known
+        )
+        assert torch.allclose(things.pack()[i : i + 1], packed, atol=1e-5)
+        assert torch.allclose(arm.pack()[i : i + 1], k.pack(), atol=1e-5)
+
+
+def test_what_went_astray_is_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cache = _model(), _pushes()
+    rows = torch.stack([torch.arange(4), cache.step_start[:4] + 12], 1)
+    usual = physics_fit._play
+
+    def astray(by: float) -> torch.Tensor:
+        def play(*args: object) -> tuple[Things, Kinematics]:
+            things, k = usual(*args)  # type: ignore[arg-type]
+            return things._replace(place=things.place + torch.tensor([0.0, by, 0.0])), k
+
+        monkeypatch.setattr(physics_fit, "_play", play)
+        model.zero_grad()
+        physics_fit._loss(model, cache, rows, 3).backward()
+        gradient = model.physics.network[-1].bias.grad
+        assert gradient is not None
+        return gradient[:3].abs().sum()  # of what tells how things move
+
+    assert float(astray(0.004)) > 0
+    assert float(astray(0.05)) == 0
 
 
 def test_where_no_episode_says_where_things_were_nothing_is_learned() -> None:

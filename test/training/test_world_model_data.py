@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from wvl_ros.errors import ConfigError
 from wvl_ros.sans.episode import Episode
 from wvl_ros.training.world_model_data import open_data
 from wvl_ros.training.world_model_settings import WorldModelTraining
@@ -65,8 +66,13 @@ def test_of_motions_only_the_steps_are_looked_at(tmp_path: Path, make_episode: M
     folder = _save(tmp_path / "data", make_episode, [("push", "success"), ("push", "failure")])
     few = make_episode(seed=7, outcome="near_success", steps=20)
     images = {camera: stack[:1] for camera, stack in few.images.items()}
+    motion = replace(few, images=images, image_stride=1000, source="expert/tabletop")
     (tmp_path / "motions").mkdir()
-    replace(few, images=images, image_stride=1000).save(tmp_path / "motions" / "0.safetensors")
+    motion.save(tmp_path / "motions" / "0.safetensors")
+    with pytest.raises(ConfigError, match="says where its things were"):
+        open_data(WorldModelTraining(), {}, folder, motions=tmp_path / "motions")
+    told = [[[0.5, 0.0, 0.025, 0.0, 0.03]]] * len(few)
+    replace(motion, extra={"objects": told}).save(tmp_path / "motions" / "0.safetensors")
     data = open_data(WorldModelTraining(), {}, folder, motions=tmp_path / "motions")
     assert len(data.own) == 2
     assert data.motions.outcomes == ["success", "failure", "near_success"]

@@ -110,3 +110,18 @@ def test_the_shipped_one_pushes_what_is_before_the_hand_and_closes_on_what_is_be
         stops[name] = float(k.gripper)
     assert stops["none"] == 1.0
     assert 0.3 < stops["between"] < 0.75
+
+
+def test_a_hand_that_presses_on_a_block_stays_above_it() -> None:
+    model = load_world_model(find("world_model", "small"))
+    packed = free = _arm(0.5, 0.0, height=0.09).pack()
+    things, known = _thing(0.5, 0.0).pack(), torch.ones(1)
+    with torch.no_grad():
+        for step in range(1, 9):
+            pose = [0.5, 0.0, max(0.02, 0.09 - 0.012 * step) + TCP_OFFSET, math.pi, 0.0, 0.0, 1.0]
+            arm, _, things = model.play(packed, things, torch.tensor([[pose]]), known)
+            alone, _ = model.move(free, torch.tensor([[pose]]), known)
+            packed, free = arm.pack(), alone.pack()
+    assert float(alone.state()[0, 2]) < 0.03
+    assert float(arm.state()[0, 2]) > 0.045  # its upper side is 5 cm above the table
+    assert float(Things.unpack(things).place[0, 0, 2]) > 0.015

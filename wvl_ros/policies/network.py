@@ -14,8 +14,8 @@ from wvl_ros.policies.places import (
     MANNERS,
     PLACES,
     STRIDE,
-    VAGUE,
     Found,
+    Manner,
     PlaceFinder,
     hand_loss,
     misnamed_loss,
@@ -193,22 +193,17 @@ class LanguageEncoder(nn.Module):
 
 
 class MannerEncoder(nn.Module):
-    """The manner of working that an instruction asks for: two numbers, vague while they are learned, so that they tell
-    one manner from another and little more.
-
-    Whoever acts by places that were found needs no more of the words. Told all of them, practice by some wordings
-    taught it nothing by others.
-    """
+    """Words as a `Manner` alone: whoever acts by places that were found needs no more of them."""
 
     def __init__(self, words: int, dim: int) -> None:
         super().__init__()
         self.language = LanguageEncoder(words, dim)
-        self.out = nn.Linear(dim, MANNERS)
+        self.out = Manner(dim)
 
     def forward(self, words: Tensor) -> Tensor:
         """(B, MANNERS) of word numbers (B, L)."""
-        manner = torch.tanh(self.out(self.language(words)).float())
-        return manner + VAGUE * torch.randn_like(manner) if self.training else manner
+        manner: Tensor = self.out(self.language(words))
+        return manner
 
 
 class PolicyNetwork(nn.Module):

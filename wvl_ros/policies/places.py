@@ -23,7 +23,7 @@ _MEAN, _SCALE = (*CENTER, HAND_HEIGHT), (0.08, 0.12, 0.03)  # m
 STRIDE = 2  # pixels that one vote is for, each way
 _COLORS = 48
 _COMPARED, _AGREE = 16, 0.3  # votes compared with each other; those within 2.4 cm are for the same thing
-MANNERS, VAGUE = 2, 0.3  # numbers from -1 to 1 that tell a manner of working, and the noise on them
+MANNERS, _VAGUE = 2, 0.3  # numbers from -1 to 1 that tell a manner of working, and the noise on them
 _BESIDE = 1.5  # 12 cm: how far the tool may go to work beside the thing itself
 _NOWHERE = 0.02  # m: a way about as short leads nowhere
 _SMALLEST = 0.06  # deviation of a vote
@@ -132,6 +132,20 @@ class _Norm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class Manner(nn.Linear):
+    """The manner of working that an instruction asks for: two numbers of its embedding, vague while they are learned,
+    so that they tell one manner from another and little more.
+    """
+
+    def __init__(self, language_dim: int) -> None:
+        super().__init__(language_dim, MANNERS)
+
+    def forward(self, language: Tensor) -> Tensor:
+        """(B, MANNERS), -1 to 1 and a little beyond, of embeddings (B, D)."""
+        manner = torch.tanh(super().forward(language).float())
+        return manner + _VAGUE * torch.randn_like(manner) if self.training else manner
+
+
 class PlaceFinder(nn.Module):
     """Finds by the votes of all cameras' pixels.
 
@@ -163,7 +177,7 @@ class PlaceFinder(nn.Module):
         self.height = nn.Linear(language_dim, PLACES)
         self.unseen = nn.Parameter(torch.zeros(PLACES))
         self.spread = nn.Parameter(torch.zeros(len(fixed), PLACES + 1))
-        self.manner, self.beside = nn.Linear(language_dim, MANNERS), nn.Linear(MANNERS, 4 * PLACES)
+        self.manner, self.beside = Manner(language_dim), nn.Linear(MANNERS, 4 * PLACES)
         nn.init.normal_(self.beside.weight, std=0.01)
         nn.init.zeros_(self.beside.bias)
 
@@ -191,10 +205,9 @@ class PlaceFinder(nn.Module):
         That depends on the manner of working alone, of which an instruction tells little more than a bit: of all that
         it tells, or of where things are, it would be learned by heart how each demonstration missed them.
         """
-        manner = torch.tanh(self.manner(language).float())
-        if self.training:
-            manner = manner + VAGUE * torch.randn_like(manner)
-        plain, along = (_BESIDE * torch.tanh(self.beside(manner).float())).view(-1, 2, PLACES, 2).unbind(1)
+        plain, along = (
+            (_BESIDE * torch.tanh(self.beside(self.manner(language)).float())).view(-1, 2, PLACES, 2).unbind(1)
+        )
         return plain + turned(along, direction(UNIT * (things[:, 1] - things[:, 0]))[:, None])
 
     def vote(self, looks: Tensor, language: Tensor, state: Tensor) -> Votes:

@@ -157,7 +157,10 @@ class SmallPolicy:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"The weights '{path}' cannot be read: {error}.") from error
         except RuntimeError as error:
-            raise CheckpointError(f"The weights '{path}' do not fit their {CONFIG_FILE}; copy both anew.") from error
+            raise CheckpointError(
+                f"The weights '{path}' do not fit their {CONFIG_FILE} (copy both together), or an older wvl_ros saved "
+                "them: then train again."
+            ) from error
         return policy
 
 

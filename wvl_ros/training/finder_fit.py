@@ -32,8 +32,7 @@ def fit_finder(
         `finder_mm`, median, and how many more are found than there are, `finder_more` a frame. Nothing where no episode
         says where its things were.
     """
-    usable = (cache.calibrated != 0) & ~cache.things[cache.step_start].isnan().all(1)
-    unseen = cache.held_out
+    usable, unseen = cache.tells_things, cache.held_out
     known, held = (usable & ~unseen).nonzero()[:, 0], (usable & unseen).nonzero()[:, 0]
     updates = round(_UPDATES * effort)
     if updates < 1 or not len(known) or not all(model.geometry.known):

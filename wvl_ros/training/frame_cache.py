@@ -5,10 +5,9 @@ step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +97,11 @@ class FrameCache:
         images = self.calibrated < 0
         number[images] = number[self.calibrated > 0][: int(images.sum())]
         return number % _HELD_OUT == _HELD_OUT - 1
+
+    @property
+    def tells_things(self) -> Tensor:
+        """(E,) bool: of the calibrated rig, and it is known where its things were."""
+        return (self.calibrated != 0) & ~self.things[self.step_start].isnan().all(1)
 
     @property
     def labelled(self) -> Tensor:
@@ -201,19 +205,9 @@ def open_cache(
             yield patches.to_patches(np.stack(views, 1), patch)
             start += len(block[droid.CAMERAS[0]])
 
-    def facts(episode: Episode) -> dict[str, Any]:
-        return {"calibrated": is_calibrated(episode, rig)}
-
     grid = size // patch
-    recipe = decoded.Recipe(
-        name=f"patches5_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}",
-        frame_shape=(grid, grid, 3 * patches.VIEWS * patch * patch),
-        columns=COLUMNS,
-        dtype=np.float32,
-        frames=frames,
-        numbers=episode_numbers,
-        facts=facts,
-    )
+    name = f"patches5_{size}_{patch}_every{actions_per_frame}_{rig or 'none'}"
+    recipe = _recipe(name, (grid, grid, 3 * patches.VIEWS * patch * patch), frames, rig)
     return arrange(decoded.open_cache(path, recipe, limit=limit), actions_per_frame)
 
 
@@ -225,16 +219,22 @@ def open_steps(path: Path | str, *, actions_per_frame: int, rig: str) -> FrameCa
     Raises:
         EpisodeError: there are no episodes, or one was recorded at another rate.
     """
-    recipe = decoded.Recipe(
-        name=f"steps1_{rig or 'none'}",
-        frame_shape=(1,),
+    recipe = _recipe(f"steps1_{rig or 'none'}", (1,), lambda _: iter([np.zeros((1, 1), np.uint8)]), rig)
+    return arrange(decoded.open_cache(path, recipe), actions_per_frame)
+
+
+def _recipe(
+    name: str, frame_shape: tuple[int, ...], frames: Callable[[EpisodeEntry], Iterator[NDArray[np.uint8]]], rig: str
+) -> decoded.Recipe:
+    return decoded.Recipe(
+        name=name,
+        frame_shape=frame_shape,
         columns=COLUMNS,
         dtype=np.float32,
-        frames=lambda _: iter([np.zeros((1, 1), np.uint8)]),
+        frames=frames,
         numbers=episode_numbers,
         facts=lambda episode: {"calibrated": is_calibrated(episode, rig)},
     )
-    return arrange(decoded.open_cache(path, recipe), actions_per_frame)
 
 
 def episode_arrays(episode: Episode) -> tuple[Tensor, Tensor]:

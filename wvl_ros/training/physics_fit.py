@@ -81,7 +81,7 @@ def _pools(cache: FrameCache, unroll: int) -> list[tuple[Tensor, float]]:
     moves = F.pad(((gap > _STIRRED) & (gap < JUMP)).any(1).float(), (0, 1))
     grips = F.pad((cache.kinematics[1:, GRIPPER] - cache.kinematics[:-1, GRIPPER]).abs() > _CLOSED, (0, 1)).float()
     sums = [F.pad(of.cumsum(0), (1, 0)) for of in (moves, grips)]
-    steps = ((cache.step_count - unroll).clamp(min=0) * _usable(cache)).long()
+    steps = ((cache.step_count - unroll).clamp(min=0) * cache.tells_things).long()
     episode = torch.repeat_interleave(torch.arange(len(cache)), steps)
     first = steps.cumsum(0) - steps
     step = cache.step_start[episode] + torch.arange(len(episode)) - first[episode]
@@ -89,11 +89,6 @@ def _pools(cache: FrameCache, unroll: int) -> list[tuple[Tensor, float]]:
     kinds = {"moving": moving, "gripping": gripping & ~moving, "other": ~moving & ~gripping}
     rows = torch.stack([episode, step], 1)
     return [(rows[kinds[name]], share) for name, share in _SHARES.items()]
-
-
-def _usable(cache: FrameCache) -> Tensor:
-    """(E,) bool: of the calibrated rig, and it is known where things were."""
-    return (cache.calibrated != 0) & ~cache.things[cache.step_start].isnan().all(1)
 
 
 def _set_scale(model: WorldModel, cache: FrameCache, rows: Tensor, generator: torch.Generator) -> None:

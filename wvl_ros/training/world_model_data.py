@@ -93,7 +93,7 @@ def open_data(
 
     Raises:
         EpisodeError: an episode cannot be used.
-        ConfigError: none is long enough, or all have one outcome.
+        ConfigError: none is long enough, or all have one outcome; none of `motions` says where its things were.
     """
     shape = cache_shape(model)
     cache = chosen(open_cache(data, **shape), settings, data)
@@ -104,11 +104,19 @@ def open_data(
         replayed = torch.cat([replayed, torch.ones(len(old), dtype=torch.bool)])
     check(cache, data)
     own = cache
-    more = open_steps(motions, actions_per_frame=shape["actions_per_frame"], rig=shape["rig"]) if motions else None
+    every = own
+    if motions is not None:
+        more = open_steps(motions, actions_per_frame=shape["actions_per_frame"], rig=shape["rig"])
+        if not bool(more.tells_things.any()):
+            raise ConfigError(
+                f"None of the {len(more)} episodes of '{motions}' says where its things were (`objects` in its "
+                f"`extra`, of the rig '{shape['rig']}'), so they teach no motion: leave --motions out."
+            )
+        every = join_steps(own, more)
     if settings.mirror and is_symmetric(model.get("cameras") or rig_facts(shape["rig"]).get("cameras", ())):
         cache = with_mirror_images(own, shape["patch"])
         replayed = torch.cat([replayed, replayed[own.calibrated > 0]])
-    return TrainingData(cache, replayed, data, own, join_steps(own, more) if more else own)
+    return TrainingData(cache, replayed, data, own, every)
 
 
 def cache_shape(model: Mapping[str, Any]) -> dict[str, Any]:
